@@ -1,0 +1,51 @@
+# `make book` runs the chapters and builds the site, `make test` proves it. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+CHAPTERS ?=
+JOBS ?= 2
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help install book test lab chapters bench lock clean
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## make .venv from the hash-locked requirements (once)
+
+$(VENV)/.installed: requirements.lock requirements-uv.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "zfkit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1)"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: install it with  apt-get install python3-venv"; exit 1; }
+	@echo "installing the locked packages into $(VENV) (about 6 GB, mostly torch; one to three minutes)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@$(PY) -m uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@$(PY) -m uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: install ## run every chapter in quick mode, print the table, build the site under build/
+	$(PY) -m zfkit book --jobs $(JOBS) $(if $(CHAPTERS),--chapters $(CHAPTERS))
+
+test: install ## lint, cleaner, pytest, strict nbval, papermill with other parameters
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m zfkit clean --check
+	$(PY) -m pytest
+
+lab: install ## open JupyterLab on the notebooks
+	$(PY) -m jupyterlab --notebook-dir=notebooks
+
+chapters: install ## re-execute, clean and rewrite the committed notebooks
+	$(PY) -m zfkit chapters --jobs $(JOBS) $(if $(CHAPTERS),--chapters $(CHAPTERS))
+
+bench: install ## measure speed against the alternatives
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m bench -s tests/bench
+
+lock: ## write the lock files anew (needs uv)
+	uv pip compile pyproject.toml --extra test --universal --generate-hashes --python-version 3.11 --no-header -o requirements.lock
+	echo "uv>=0.9" | uv pip compile - --universal --generate-hashes --python-version 3.11 --no-header -o requirements-uv.lock
+
+clean: ## remove build/ and data/cache (not .venv)
+	rm -rf build data/cache

@@ -1,0 +1,1 @@
+"""zfkit: the helper module of the Zeiler & Fergus notebooks."""
