@@ -1,0 +1,116 @@
+"""Sliders: views on drawing functions. A `Picture` stands still, a `Live` box is the same function moved by hand."""
+
+import base64
+import html
+import io
+
+import ipywidgets as W
+import numpy as np
+from PIL import Image
+
+BOXES: dict[
+    str, "Live"
+] = {}  # name -> the box last made under it: lets a test or a reader call its drawing function
+
+
+def encode(picture: np.ndarray, format: str = "JPEG") -> bytes:
+    """The file bytes of a uint8 (H, W, 3) picture: JPEG, quality 88, no colour subsampling, or another format."""
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"a picture is uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
+    file = io.BytesIO()
+    options = {"quality": 88, "subsampling": 0} if format == "JPEG" else {}
+    Image.fromarray(picture).save(file, format, **options)
+    return file.getvalue()
+
+
+class Picture:
+    """A still picture that a notebook shows: JPEG for the eye, its description as text for those who do not see it."""
+
+    def __init__(self, picture: np.ndarray, alt: str):
+        self.picture, self.alt = picture, alt
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        height, width = self.picture.shape[:2]
+        data = {"image/jpeg": encode(self.picture), "text/plain": self.alt}
+        return data, {"image/jpeg": {"width": width, "height": height, "alt": self.alt}}
+
+
+class Live(W.VBox):
+    """A slider box that carries a still picture for readers without a kernel.
+
+    Attributes: render(**values) -> uint8 picture; describe(**values) -> its alt text; controls: name -> widget.
+    """
+
+    def _repr_mimebundle_(self, **keywords):
+        view = super()._repr_mimebundle_(**keywords)
+        view = view[0] if isinstance(view, tuple) else view
+        values = self.values()
+        return {**view, "text/plain": self.describe(**values), "image/jpeg": encode(self.render(**values))}
+
+    def values(self) -> dict:
+        """The present value of every control by name."""
+        return {name: control.value for name, control in self.controls.items()}
+
+
+def img(picture: np.ndarray, alt: str, width: int) -> str:
+    """An HTML image with its bytes inside, so that a page never shows half of it."""
+    data = base64.b64encode(encode(picture)).decode()
+    style = "max-width:100%;height:auto"
+    return (
+        f'<img alt="{html.escape(alt)}" width="{width}" style="{style}" src="data:image/jpeg;base64,{data}">'
+    )
+
+
+def _row(name: str, control):
+    """A control with its name: sliders get a number field beside them, which screen readers can name."""
+    if not isinstance(control, W.IntSlider):
+        control.description = control.description or name
+        return control
+    field = W.BoundedIntText(
+        value=control.value,
+        min=control.min,
+        max=control.max,
+        step=control.step,
+        description=control.description or name,
+    )
+    field.layout.width = "12em"
+    control.description, control.readout, control.layout.width = "", False, "20em"
+    W.jslink((control, "value"), (field, "value"))
+    for bound in ("min", "max"):
+        W.dlink((control, bound), (field, bound))
+    return W.HBox([field, control])
+
+
+def live(render, alt, width: int | None = None, *, name: str | None = None, limits=None, **controls) -> Live:
+    """The slider box of a drawing function; evaluated last in a cell, it shows itself.
+
+    render(**values) -> uint8 (H, W, 3); alt(**values) -> str, the description that follows the sliders.
+    width: shown pixels, default the picture's own. name: its key in `BOXES`, default the function's name.
+    limits(**values) -> {control: largest value}: for sliders whose range hangs on another control, as channel on layer.
+    controls: name -> ipywidgets control; an IntSlider is paired with a number field.
+    Errors of `render` are shown in the box in one line and raised.
+    """
+    name = name or render.__name__
+    picture, box = W.HTML(), Live()
+    box.render, box.describe, box.controls = render, alt, controls
+
+    def draw(_=None):
+        for key, largest in (limits(**box.values()) if limits else {}).items():
+            if controls[key].max != largest:
+                with controls[key].hold_trait_notifications():
+                    controls[key].value = min(controls[key].value, largest)
+                    controls[key].max = largest
+        values = box.values()
+        try:
+            drawn = render(**values)
+        except Exception as error:
+            picture.value = f'<p role="alert">{html.escape(f"{type(error).__name__}: {error}")}</p>'
+            raise
+        picture.value = img(drawn, alt(**values), width or drawn.shape[1])
+
+    draw()
+    for control in controls.values():
+        control.observe(draw, "value")
+    box.children = [*(_row(key, control) for key, control in controls.items()), picture]
+    BOXES[name] = box
+    return box
