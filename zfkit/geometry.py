@@ -1,0 +1,30 @@
+"""Receptive fields, jumps and windows: arithmetic on intervals of pixels, no tensors."""
+
+
+def out_size(size: int, kernel: int, stride=1, padding=0, dilation=1, ceil=False) -> int:
+    """Units along one axis when a filter of `kernel` taps slides over `size` inputs.
+
+    With `ceil` a last window may hang over the far edge, but must begin inside (torch's rule).
+    """
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    if not ceil:
+        return room // stride + 1
+    units = -(-room // stride) + 1
+    return units - ((units - 1) * stride >= size + padding)
+
+
+def resolve(net, layer: str) -> str:
+    """The qualified name of the module whose output is `layer`.
+
+    A stage name of our networks wins ("conv1" is the rectified map); else a module's own name.
+    Raises ValueError naming the valid layers.
+    """
+    stages = getattr(net, "stages", {})
+    if layer in stages:
+        return stages[layer]
+    modules = dict(net.named_modules())
+    if layer and layer in modules:
+        return layer
+    names = list(stages) or [name for name, module in modules.items() if not any(module.children())]
+    more = f" and {len(names) - 40} more" if len(names) > 40 else ""
+    raise ValueError(f"unknown layer {layer!r}; valid: {', '.join(names[:40])}{more}")

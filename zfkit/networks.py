@@ -1,0 +1,174 @@
+"""ZFNet, the AlexNet replica and their scaled forms: one builder, stages by name."""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from .geometry import out_size
+from .geometry import resolve as resolve  # offered here too: which module a layer name means
+
+NORMS = ("lrn", "batch", "none")
+
+
+class Chain(nn.Sequential):
+    """Modules one after another, with the paper's layer names.
+
+    `stages`: layer name -> module whose output it is; "conv1" -> "relu1", the rectified map before pooling.
+    `config`: the builder's name and arguments, as JSON can hold them; `build(net.config)` makes its like.
+    """
+
+    def __init__(self, modules, stages=None, config=None):
+        super().__init__(modules)
+        self.stages, self.config = dict(stages or {}), dict(config or {})
+
+
+def zfnet(
+    num_classes=1000,
+    *,
+    size=224,
+    channels=(96, 256, 384, 384, 256),
+    filters=(7, 5, 3, 3, 3),
+    strides=(2, 2, 1, 1, 1),
+    padding=(1, 0, 1, 1, 1),
+    pools=(1, 2, 5),
+    fc=(4096, 4096),
+    norm="lrn",
+    dropout=0.5,
+    without=(),
+) -> Chain:
+    """The network of ZF 2013, Fig. 3: 62,357,608 parameters, maps 110-55-26-13-13-13-6 at 224 px.
+
+    Order in a layer: convolution, ReLU, 3x3 max pooling at stride 2 (ceil), contrast normalisation.
+    num_classes: None builds the convolutions only.    size: side of the input in pixels.
+    channels, filters, strides, padding: one for each of the convolutions 1 to 5; fc: units of layers 6 and 7.
+    norm: "lrn" (layers 1 and 2), "batch" (after every convolution, before its ReLU) or "none".
+    without: layers left out, as in Table 3, e.g. (3, 4) or (6, 7).
+    Raises ValueError for arguments that make no network.
+    """
+    return _chain("zfnet", dict(locals()), norm_after_pool=True)
+
+
+def alexnet(
+    num_classes=1000,
+    groups=1,
+    *,
+    size=227,
+    channels=(96, 256, 384, 384, 256),
+    filters=(11, 5, 3, 3, 3),
+    strides=(4, 1, 1, 1, 1),
+    padding=(0, 2, 1, 1, 1),
+    pools=(1, 2, 5),
+    fc=(4096, 4096),
+    norm="lrn",
+    lrn_k=2.0,
+    dropout=0.5,
+    without=(),
+) -> Chain:
+    """The replica of Krizhevsky et al. 2012 that ZF 2013 compares with; arguments as in `zfnet`.
+
+    Order in a layer: convolution, ReLU, contrast normalisation, pooling.
+    groups: 1 is dense (62,378,344 parameters); 2 splits layers 2, 4 and 5 between two halves as the
+    original did (60,965,224).    lrn_k: 2 in the article; Caffe's published AlexNet was trained with 1.
+    """
+    return _chain("alexnet", dict(locals()), norm_after_pool=False)
+
+
+BUILDERS = {"zfnet": zfnet, "alexnet": alexnet}
+
+
+def build(config: dict) -> Chain:
+    """The untrained network that a `Chain.config` describes; ValueError if it describes none."""
+    arguments = dict(config)
+    builder = arguments.pop("builder", None)
+    if builder not in BUILDERS:
+        raise ValueError(f"unknown builder {builder!r}; valid: {', '.join(BUILDERS)}")
+    valid = {"num_classes", *BUILDERS[builder].__kwdefaults__, *(["groups"] if builder == "alexnet" else [])}
+    if unknown := sorted(set(arguments) - valid):
+        raise ValueError(f"{builder} has no argument {unknown[0]!r}; valid: {', '.join(sorted(valid))}")
+    return BUILDERS[builder](**arguments)
+
+
+def init_weights(net: nn.Module, std=0.01, seed=0) -> nn.Module:
+    """The same net at the paper's start: weights drawn from N(0, std^2), biases 0 (ZF 2013, sec. 3)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * std)
+                if module.bias is not None:
+                    module.bias.zero_()
+    return net
+
+
+def _chain(builder: str, a: dict, norm_after_pool: bool) -> Chain:
+    a = {name: list(value) if isinstance(value, (tuple, list)) else value for name, value in a.items()}
+    _check(a)
+    modules, stages = OrderedDict(), {}
+    maps, side = 3, a["size"]
+    for n in (n for n in range(1, 6) if n not in a["without"]):
+        side = _add_convolution(modules, stages, a, n, maps, side, norm_after_pool)
+        maps = a["channels"][n - 1]
+    if a["num_classes"] is not None:
+        _add_classifier(modules, stages, a, maps * side * side)
+    return Chain(modules, stages, {"builder": builder, **a})
+
+
+def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
+    """Append layer n; returns the side of the map that it hands on."""
+    geometry = [a[name][n - 1] for name in ("filters", "strides", "padding")]
+    groups = a.get("groups", 1) if n in (2, 4, 5) else 1  # layer 3 saw both halves
+    modules[f"conv{n}"] = nn.Conv2d(maps, a["channels"][n - 1], *geometry, groups=groups)
+    side = out_size(side, *geometry)
+    if a["norm"] == "batch":
+        modules[f"bn{n}"] = nn.BatchNorm2d(a["channels"][n - 1])
+    modules[f"relu{n}"] = nn.ReLU()
+    stages[f"conv{n}"] = f"relu{n}"
+    pool, norm = n in a["pools"], a["norm"] == "lrn" and n in (1, 2)
+    if norm and not norm_after_pool:
+        modules[f"norm{n}"] = _contrast_normalization(a)
+    if pool:
+        modules[f"pool{n}"] = nn.MaxPool2d(3, 2, ceil_mode=True)  # 110 -> 55 as in the paper's figure
+        side = out_size(side, 3, 2, ceil=True)
+    if norm and norm_after_pool:
+        modules[f"norm{n}"] = _contrast_normalization(a)
+    if pool:
+        stages[f"pool{n}"] = f"norm{n}" if norm and norm_after_pool else f"pool{n}"
+    if side < 1:
+        raise ValueError(f"size {a['size']} is too small: the map of layer {n} would be empty")
+    return side
+
+
+def _contrast_normalization(a) -> nn.LocalResponseNorm:
+    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=a.get("lrn_k", 2.0))
+
+
+def _add_classifier(modules, stages, a, width):
+    modules["flatten"] = nn.Flatten()
+    for n, units in zip((6, 7), a["fc"], strict=True):
+        if n in a["without"]:
+            continue
+        modules[f"fc{n}"], modules[f"relu{n}"] = nn.Linear(width, units), nn.ReLU()
+        stages[f"fc{n}"] = f"relu{n}"
+        if a["dropout"]:
+            modules[f"drop{n}"] = nn.Dropout(a["dropout"])
+        width = units
+    modules["fc8"] = nn.Linear(width, a["num_classes"])
+    stages["fc8"] = "fc8"
+
+
+def _check(a: dict):
+    for name, length in (("channels", 5), ("filters", 5), ("strides", 5), ("padding", 5), ("fc", 2)):
+        if not isinstance(a[name], list) or len(a[name]) != length:
+            raise ValueError(f"{name} must hold {length} numbers, not {a[name]!r}")
+    if a["norm"] not in NORMS:
+        raise ValueError(f"unknown norm {a['norm']!r}; valid: {', '.join(NORMS)}")
+    if wrong := set(a["pools"]) - set(range(1, 6)):
+        raise ValueError(f"pools names layer {min(wrong)!r}; valid: 1 to 5")
+    if wrong := set(a["without"]) - {2, 3, 4, 5, 6, 7}:
+        raise ValueError(f"without names layer {min(wrong)!r}; valid: 2 to 7")
+    if not 0 <= a["dropout"] < 1:
+        raise ValueError(f"dropout must lie in [0, 1), not {a['dropout']!r}")
+    groups = a.get("groups", 1)
+    if groups < 1 or any(count % groups for count in a["channels"]):
+        raise ValueError(f"groups {groups} must divide every number of channels {a['channels']}")
