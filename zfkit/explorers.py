@@ -3,9 +3,11 @@
 import base64
 import html
 import io
+import platform
 
 import ipywidgets as W
 import numpy as np
+from IPython.display import Markdown
 from PIL import Image
 
 BOXES: dict[
@@ -50,6 +52,17 @@ class Live(W.VBox):
     def values(self) -> dict:
         """The present value of every control by name."""
         return {name: control.value for name, control in self.controls.items()}
+
+
+def result_card(figure: str, **facts) -> Markdown:
+    """The card at the head of a chapter: what is reproduced, on what, with which versions. `facts`: name -> text."""
+    import torch
+    import torchvision
+
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+    rows = {"reproduces": figure, **facts, "versions": versions, "threads": torch.get_num_threads()}
+    lines = [f"| {name.replace('_', ' ')} | {text} |" for name, text in rows.items()]
+    return Markdown("\n".join(["| result card | |", "|---|---|", *lines]))
 
 
 def img(picture: np.ndarray, alt: str, width: int) -> str:
