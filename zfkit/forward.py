@@ -1,0 +1,104 @@
+"""One forward pass, watched: in eval mode, as far as it is needed, leaving nothing behind."""
+
+import sys
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def evaluating(net: nn.Module):
+    """Eval mode while it lasts, then each module's own mode again; ValueError for a compiled network."""
+    modes = {module: module.training for module in net.modules()}
+    for module in modes:
+        if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+            raise ValueError(f"a compiled {type(module).__name__} hides its layers: give the plain network")
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def hooked(modules, hook):
+    """`hook(module, inputs, output)` is called after each of the modules while this lasts."""
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Reached(Exception):
+    """The forward pass has come as far as it is needed."""
+
+
+def run_to(net: nn.Module, images: Tensor, names: set[str]) -> dict[str, Tensor]:
+    """The outputs of the named modules at their first use; what lies behind the last of them is not run.
+
+    Raises ValueError for images that the network cannot take and for a module that it does not run.
+    """
+    found = {}
+
+    def keep(name, module, inputs, output):
+        # of several, all but the last could still be changed by a layer that works in place
+        found.setdefault(name, output.clone() if len(names) > 1 else output)
+        if len(found) == len(names):
+            raise Reached
+
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(hooked([net.get_submodule(name)], partial(keep, name)))
+        try:
+            net(images)
+        except Reached:
+            return found
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"no forward pass with {images.dtype} {tuple(images.shape)}: {reason}"
+            ) from error
+    raise ValueError(f"a forward pass does not run layer {min(names - set(found))!r}")
+
+
+class Calls(TorchFunctionMode):
+    """While it lasts, `call(function, arguments, named)` stands in for every call of a torch function."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        return self.call(function, arguments, dict(named or {}))
+
+
+def module_at_work() -> nn.Module | None:
+    """The innermost module whose forward pass is running."""
+    selves = (frame.f_locals.get("self") for frame in _frames())
+    return next((module for module in selves if isinstance(module, nn.Module)), None)
+
+
+def place(names: dict[nn.Module, str]) -> str:
+    """Where the present torch function was called: one of torch's own modules, or function, file and line."""
+    module = module_at_work()
+    if module in names and type(module).__module__.startswith("torch.nn.modules.activation"):
+        return f"of module {names[module]!r} ({type(module).__name__})"
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent / "deconvnet.py"), __file__)
+    frame = next(frame for frame in _frames() if not frame.f_code.co_filename.startswith(ours))
+    return f"in {frame.f_code.co_qualname}, {Path(frame.f_code.co_filename).name} line {frame.f_lineno}"
+
+
+def _frames():
+    frame = sys._getframe(1)
+    while frame := frame.f_back:
+        yield frame
