@@ -1,0 +1,511 @@
+"""Train a network: recipes as data, one loop, checkpoints from which a killed run goes on bit for bit.
+
+Everything random is keyed by (seed, epoch) or (seed, step), and the rate is a function of the step or of the history:
+a checkpoint holds weights, momentum and counts, and needs no state of a generator or a scheduler.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .datasets import cache_dir, load_images
+from .loaders import Loader
+from .networks import Chain, build
+
+RECIPE_VERSION = 1  # raised whenever the same Config would train to other weights
+CHECKPOINT_S = 60.0  # seconds of work that a killed run loses at most
+SPLITS = ("train", "validation", "test")
+SCHEDULES, PRECISIONS = ("one-cycle", "plateau"), ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides what a training ends in; every field is JSON.
+
+    network: arguments of `networks.build`.    size: side of the images in pixels.
+    schedule: "one-cycle" (cosine up over `warm_up` of all steps, then down) or "plateau" (a tenth of the rate once
+    the validation error has not fallen for `patience` epochs).
+    rms_clip: after each step, convolution filters of larger RMS weight are scaled back to it (ZF 2013, sec. 3).
+    init_std, fc_init_std: weights from N(0, std^2) and biases 0; None: torch's start.
+    mean: of the input, in 0..1; None: that of the training images, per channel.    shift: pixels.
+    precision: "bfloat16" autocasts where the device has units for it; elsewhere the run is float32, as recorded.
+    snapshots: epochs whose convolutions (and batch norms) are kept.
+    """
+
+    name: str
+    network: dict
+    dataset: str
+    size: int = 80
+    seed: int = 0
+    epochs: int = 64
+    batch_size: int = 64
+    recipe: str = "modern"
+    lr: float = 0.04
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: str = "one-cycle"
+    warm_up: float = 0.2
+    patience: int = 5
+    rms_clip: float | None = None
+    init_std: float | None = 0.01
+    fc_init_std: float | None = None
+    mean: tuple | None = (0.5, 0.5, 0.5)
+    std: tuple = (0.25, 0.25, 0.25)
+    shift: int = 4
+    flip: bool = True
+    label_smoothing: float = 0.0
+    shuffled_labels: bool = False
+    precision: str = "bfloat16"
+    snapshots: tuple = ()
+
+
+# ZF 2013, sec. 3: SGD at batch 128, rate 1e-2 lowered on plateau, N(0, 0.01^2), filters clipped, inputs in [-128, 128]
+PAPER = dict(
+    recipe="paper", batch_size=128, lr=0.01, nesterov=False, weight_decay=0.0, schedule="plateau", rms_clip=0.1,
+    fc_init_std=0.01, mean=None, std=(1 / 255,) * 3,
+)  # fmt: skip
+# ZFNet for 80 px: conv2 at stride 1, or two of the maps would shrink to a few units
+SMALL = dict(
+    builder="zfnet", num_classes=16, size=80, channels=(48, 96, 128, 128, 96), filters=(7, 5, 3, 3, 3),
+    strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(256, 256), norm="batch",
+)  # fmt: skip
+_BASE = Config("zfnet-menagerie", SMALL, "menagerie", snapshots=(1, 2, 5, 10, 20, 30, 40, 64))
+_PLAIN = replace(_BASE, snapshots=())
+_LRN = {**SMALL, "norm": "lrn"}
+CONFIGS = {
+    config.name: config
+    for config in (
+        _BASE,
+        replace(_PLAIN, name="zfnet-menagerie-s1", seed=1),
+        replace(_PLAIN, name="zfnet-menagerie-s2", seed=2),
+        replace(_PLAIN, name="zfnet-menagerie-lrn", network=_LRN),
+        replace(_PLAIN, name="shuffled-labels", shuffled_labels=True),
+        replace(_PLAIN, name="zfnet-menagerie-hard", dataset="menagerie-hard"),
+        replace(_PLAIN, name="zfnet-menagerie-paper", network=_LRN, epochs=70, **PAPER),
+    )
+}
+
+
+def train(config, *, device="cpu", folder=None, callback=None, progress=True, data=None):
+    """The trained network in eval mode, and its history: a dict that JSON can hold.
+
+    folder: where the checkpoint lies (at least every minute and after each epoch); None: data/cache/training. A run
+    that was stopped, by Ctrl-C or kill -9, goes on from there to the same bits; a finished one is only read.
+    callback(epoch, net): called after each epoch (1, 2, ...) that this call trains, net in eval mode.
+    data: split -> images, labels, classes; None: `load_images` by the config's name.
+    Weights are rounded to float16 at the end, as they are shipped, and only then meet the test split.
+    Raises ValueError for a config that cannot be run or a checkpoint that is not its own.
+    """
+    run = fit(config, device=device, folder=folder, callback=callback, progress=progress, data=data)
+    return run.net, run.history
+
+
+@dataclass
+class Run:
+    """A training under way: what a checkpoint holds."""
+
+    config: Config
+    net: Chain
+    optimizer: torch.optim.SGD
+    path: Path
+    precision: str
+    sums: Tensor  # loss and hits summed over the images of the current epoch
+    counts: dict = field(default_factory=lambda: dict(epoch=0, step=0, seconds=0.0, cpu_seconds=0.0))
+    history: dict = field(default_factory=lambda: dict(epochs=[]))
+    snapshots: dict = field(default_factory=dict)
+    saved: float = 0.0  # time.monotonic() of the last checkpoint
+
+    def save(self):
+        """Write the checkpoint by atomic rename."""
+        momenta = {
+            name: self.optimizer.state[p].get("momentum_buffer") for name, p in self.net.named_parameters()
+        }
+        parts = dict(
+            net=self.net.state_dict(), momentum=momenta, snapshots=self.snapshots, run=dict(sums=self.sums)
+        )
+        tensors = {f"{part}/{key}": t for part in parts for key, t in parts[part].items() if t is not None}
+        write_tensors(self.path, tensors, dict(counts=self.counts, history=self.history))
+        self.saved = time.monotonic()
+
+    def restore(self):
+        """Take over what the checkpoint says; ValueError if its tensors are not this network's."""
+        tensors, about = read_tensors(self.path)
+        parts = {part: _part(tensors, part) for part in ("net", "momentum", "snapshots", "run")}
+        try:
+            self.net.load_state_dict(parts["net"])
+            for name, p in self.net.named_parameters():
+                if name in parts["momentum"]:  # in the parameter's memory format, as SGD would hold it
+                    buffer = torch.empty_like(p).copy_(parts["momentum"][name])
+                    self.optimizer.state[p]["momentum_buffer"] = buffer.detach()
+            self.sums.copy_(parts["run"]["sums"])
+            self.counts, self.history = about["counts"], about["history"]
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{self.path}: not a checkpoint of {self.config.name} ({reason:.200})") from None
+        self.snapshots = parts["snapshots"]
+
+
+def fit(config, *, device="cpu", folder=None, callback=None, progress=True, data=None) -> Run:
+    """The finished run of `train`, with its snapshots: "epochNN/conv1.weight" -> tensor."""
+    check(config)
+    data = data or {split: load_images(config.dataset, split, config.size) for split in SPLITS}
+    folder = Path(folder or cache_dir() / "training" / f"{config.name}-{fingerprint(config, data['train'])}")
+    with torch.random.fork_rng(), interrupts() as stopped:
+        run = _begin(config, data, device, folder / "checkpoint.safetensors")
+        loaders = _loaders(run, data, device)
+        images = len(data["train"][0])
+        with tqdm(
+            total=config.epochs * images, unit=" images", desc=config.name, disable=not progress
+        ) as bar:
+            bar.update(min(run.counts["epoch"] * images + run.counts["step"] * config.batch_size, bar.total))
+            while run.counts["epoch"] < config.epochs:
+                _train_epoch(run, loaders["train"], bar, stopped)
+                _end_epoch(run, loaders, images)
+                if callback:
+                    callback(run.counts["epoch"], run.net.eval())
+        if "test_accuracy" not in run.history:
+            _finish(run, loaders)
+    run.net.eval()
+    return run
+
+
+def _begin(config, data, device, path) -> Run:
+    torch.manual_seed(config.seed)
+    net = start_network(config).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        net.parameters(),
+        config.lr,
+        config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+    run = Run(config, net, optimizer, path, _precision(config, device), torch.zeros(2, device=device))
+    mark = fingerprint(config, data["train"])
+    if path.exists():
+        run.restore()
+        if run.history.get("fingerprint") != mark:
+            raise ValueError(
+                f"{path}: made by another config or data set than {config.name} {mark}; give another folder"
+            )
+    else:
+        mean = config.mean or _channel_mean(data["train"][0])
+        run.history |= dict(fingerprint=mark, mean=list(mean), std=list(config.std), precision=run.precision)
+        run.history |= dict(
+            classes=list(data["train"][2]), **{f"{s}_images": len(data[s][0]) for s in SPLITS}
+        )
+    run.saved = time.monotonic()
+    return run
+
+
+def start_network(config) -> Chain:
+    """The network from which the config's training starts (also the control "untrained"); its seed alone decides."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(config.seed)
+        net = build(config.network)
+        for module in net:
+            std = {nn.Conv2d: config.init_std, nn.Linear: config.fc_init_std}.get(type(module))
+            if std is not None:
+                module.weight.normal_(0, std)
+                module.bias.zero_()
+    return net
+
+
+def _loaders(run, data, device) -> dict[str, Loader]:
+    config, common = run.config, dict(mean=run.history["mean"], std=run.history["std"], device=device)
+    labels = np.asarray(data["train"][1])
+    if config.shuffled_labels:
+        labels = np.random.default_rng(config.seed).permutation(labels)
+    shaken = dict(shift=config.shift, flip=config.flip, seed=config.seed)
+    loaders = {s: Loader(*data[s][:2], 256, shuffle=False, **common) for s in ("validation", "test")}
+    return loaders | dict(train=Loader(data["train"][0], labels, config.batch_size, **shaken, **common))
+
+
+def _train_epoch(run, loader, bar, stopped):
+    loader.set_epoch(run.counts["epoch"])
+    run.net.train()
+    for normalized, labels in loader.batches(run.counts["step"]):
+        wall, cpu = time.perf_counter(), time.process_time()
+        _step(run, normalized, labels, len(loader))
+        run.counts["seconds"] += time.perf_counter() - wall
+        run.counts["cpu_seconds"] += time.process_time() - cpu
+        bar.update(len(labels))
+        if stopped or time.monotonic() - run.saved >= CHECKPOINT_S:
+            run.save()
+        if stopped:
+            raise KeyboardInterrupt
+
+
+def _step(run, normalized, labels, steps):
+    config, done = run.config, run.counts["epoch"] * steps + run.counts["step"]
+    torch.manual_seed(config.seed * 1_000_003 + done)  # dropout: by step, whatever ran between
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate(config, done, steps, run.history["epochs"])
+    with _autocast(run, normalized):
+        logits = run.net(normalized).float()
+    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    run.optimizer.step()
+    if config.rms_clip:
+        rms_clip(run.net, config.rms_clip)
+    hits = (logits.argmax(1) == labels).sum()
+    run.sums += torch.stack([loss.detach() * len(labels), hits])
+    run.counts["step"] += 1
+
+
+def rate(config, step: int, steps: int, epochs: list) -> float:
+    """The learning rate of a step (0, 1, ... over the whole run), steps of them an epoch, after these epochs."""
+    if config.schedule == "plateau":
+        return config.lr * 0.1 ** plateaus([row["validation_accuracy"] for row in epochs], config.patience)
+    total = config.epochs * steps
+    peak = max(1, round(config.warm_up * total))
+    if step < peak:  # from 1/25 of the peak
+        return config.lr * (1 - 0.96 * _cosine(step / peak))
+    return config.lr * _cosine((step - peak) / max(1, total - peak))
+
+
+def _cosine(share: float) -> float:
+    return 0.5 + 0.5 * math.cos(math.pi * share)  # 1 -> 0
+
+
+def plateaus(accuracies: list[float], patience: int) -> int:
+    """How often, so far, the best accuracy had stood for `patience` epochs; each time the count starts again."""
+    best, since, count = -1.0, 0, 0
+    for accuracy in accuracies:
+        best, since = (accuracy, 0) if accuracy > best else (best, since + 1)
+        if since == patience:
+            since, count = 0, count + 1
+    return count
+
+
+def rms_clip(net: nn.Module, radius: float):
+    """Scale each convolution filter whose RMS weight exceeds the radius back to it, in place (ZF 2013, sec. 3)."""
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                rms = module.weight.square().mean((1, 2, 3), keepdim=True).sqrt()
+                module.weight.mul_((radius / rms).clamp(max=1))
+
+
+def _end_epoch(run, loaders, images):
+    loss, hits = (run.sums / images).tolist()
+    counts, config = run.counts, run.config
+    epoch = counts["epoch"] + 1
+    if not math.isfinite(loss):
+        raise ValueError(f"{config.name}: the loss is {loss} in epoch {epoch}; lr {config.lr} is too high")
+    row = dict(
+        epoch=epoch, loss=loss, train_accuracy=hits, validation_accuracy=accuracy(run, loaders["validation"])
+    )
+    times = {name: round(counts[name], 3) for name in ("seconds", "cpu_seconds")}
+    run.history["epochs"].append(row | dict(lr=run.optimizer.param_groups[0]["lr"]) | times)
+    if epoch in config.snapshots:
+        state = {key: t for key, t in run.net.state_dict().items() if key.startswith(("conv", "bn"))}
+        run.snapshots |= {
+            f"epoch{epoch:02d}/{key}": half(t).detach().cpu().clone() for key, t in state.items()
+        }
+    counts.update(epoch=epoch, step=0, seconds=0.0, cpu_seconds=0.0)
+    run.sums.zero_()
+    run.save()
+
+
+def _finish(run, loaders):
+    with torch.no_grad():
+        for tensor in run.net.state_dict().values():
+            tensor.copy_(half(tensor))
+    run.precision = "float32"  # the two final figures are those of the shipped network in float32
+    for split in ("validation", "test"):
+        run.history[f"{split}_accuracy"] = accuracy(run, loaders[split])
+    for name in ("seconds", "cpu_seconds"):
+        run.history[name] = round(sum(row[name] for row in run.history["epochs"]), 1)
+    run.save()
+
+
+def accuracy(run, loader) -> float:
+    """The share of the loader's images whose label is the strongest output."""
+    run.net.eval()
+    hits = 0
+    with torch.inference_mode(), _autocast(run, run.sums):
+        for normalized, labels in loader:
+            hits += (run.net(normalized).argmax(1) == labels).sum()
+    return int(hits) / len(loader.images)
+
+
+def half(tensor: Tensor) -> Tensor:
+    """As it is shipped: float16 for two or more dimensions; biases, norms and buffers as they are."""
+    return tensor.half() if tensor.ndim > 1 else tensor
+
+
+def _autocast(run, like: Tensor):
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
+
+
+def _precision(config, device) -> str:
+    """bfloat16 pays only where there are units for it: without, it is many times slower than float32."""
+    if torch.device(device).type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        info = Path("/proc/cpuinfo")
+        fast = info.exists() and bool({"amx_bf16", "avx512_bf16"} & set(info.read_text().split()))
+    return config.precision if fast else "float32"
+
+
+def _channel_mean(images) -> tuple:
+    return tuple(float(np.mean([image[..., c].mean() for image in images]) / 255) for c in range(3))
+
+
+def fingerprint(config, images) -> str:
+    """Ten hex digits that name config, recipe version and training images (256 of them, all labels)."""
+    pixels, labels = images[:2]
+    some = np.linspace(0, len(pixels) - 1, min(256, len(pixels))).astype(int)
+    digest = hashlib.sha256(json.dumps([RECIPE_VERSION, asdict(config), list(pixels.shape)]).encode())
+    digest.update(np.ascontiguousarray(pixels[some]))
+    digest.update(np.asarray(labels, np.int64).tobytes())
+    return digest.hexdigest()[:10]
+
+
+def check(config: Config):
+    """ValueError, before anything is loaded, for a value that no run can have."""
+    with torch.device("meta"):  # no memory, no random numbers
+        build(config.network)
+    for name, valid in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        if getattr(config, name) not in valid:
+            raise ValueError(f"unknown {name} {getattr(config, name)!r}; valid: {', '.join(valid)}")
+    for name, low in dict(
+        size=1, epochs=1, batch_size=1, patience=1, seed=0, shift=0, lr=0, weight_decay=0
+    ).items():
+        if not getattr(config, name) >= low:
+            raise ValueError(f"{name} must be at least {low}, not {getattr(config, name)!r}")
+    if wrong := [epoch for epoch in config.snapshots if not 1 <= epoch <= config.epochs]:
+        raise ValueError(f"snapshot at epoch {wrong[0]!r}; valid: 1 to {config.epochs}")
+
+
+@contextmanager
+def interrupts():
+    """A list that Ctrl-C fills instead of raising, so that a step is never left half done."""
+    hits = []
+    try:
+        before = signal.signal(signal.SIGINT, lambda *_: hits.append(True))
+    except ValueError:  # not the main thread: no Ctrl-C comes here
+        yield hits
+        return
+    try:
+        yield hits
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def write_bytes(path: Path, content: bytes):
+    """Write a file by atomic rename: whoever reads it finds the old one or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict, about: dict | None = None):
+    """Write a safetensors file by atomic rename; about: what JSON can hold, for its header."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.torch.save(tensors, {"about": json.dumps(about or {})}))
+
+
+def read_tensors(path: Path) -> tuple[dict, dict]:
+    """The tensors of a safetensors file and what its header says; ValueError that names the file if it is not one."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return tensors, json.loads((file.metadata() or {}).get("about", "{}"))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _part(tensors: dict, part: str) -> dict:
+    return {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}
+
+
+def seconds_needed(config, device="cpu", images=4000) -> float:
+    """About how long `train` takes here, from four steps on noise."""
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (config.batch_size, config.size, config.size, 3), np.uint8
+    )
+    data = dict.fromkeys(SPLITS, (pixels, np.zeros(len(pixels), np.int64), ()))
+    times = []
+    with torch.random.fork_rng():
+        run = _begin(config, data, device, Path(os.devnull) / "none")
+        batch = next(iter(_loaders(run, data, device)["train"]))
+        for _ in range(4):
+            start = time.perf_counter()
+            _step(run, *batch, 1)
+            run.sums.tolist()  # waits for the device
+            times.append(time.perf_counter() - start)
+    return 1.15 * min(times) * math.ceil(images / config.batch_size) * config.epochs
+
+
+def main(args: list[str]) -> int:
+    """`python -m zfkit train NAME ...`: trains one of CONFIGS; returns the exit code. The same command resumes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zfkit train", description="Train a network, or go on with it."
+    )
+    parser.add_argument("name", help=f"one of {', '.join(CONFIGS)}")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a field of Config; network.KEY"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--publish", action="store_true", help="write the result to data/weights")
+    options = parser.parse_args(args)
+    try:
+        config = changed(CONFIGS, options.name, options.set)
+        run = fit(config, device=options.device)
+        print(
+            f"{config.name}: test accuracy {run.history['test_accuracy']:.4f} of {run.history['test_images']} images"
+        )
+        if options.publish:
+            from .weights import publish  # here, as weights imports this module
+
+            print(publish(config, run.net, run.history, run.snapshots))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def changed(configs: dict, name: str, settings: list[str]) -> Config:
+    """The config of that name with "key=value" settings (JSON values; "network.key" for the network's)."""
+    if name not in configs:
+        raise ValueError(f"no config {name!r}; valid: {', '.join(configs)}")
+    values = asdict(configs[name])
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        place, key = (values["network"], key[8:]) if key.startswith("network.") else (values, key)
+        if place is values and key not in values:
+            raise ValueError(f"Config has no field {key!r}; valid: {', '.join(values)}")
+        try:
+            place[key] = json.loads(text)
+        except ValueError:
+            place[key] = text
+    return Config(**values)
