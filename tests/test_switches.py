@@ -71,7 +71,13 @@ def test_the_largest_value_wins_even_if_all_claims_are_negative():
     assert unpool(above, switches, (4, 4), "max")[0, 0, 1, 1] == -1
 
 
-GEOMETRIES = [(2, 2, 0, 1, False), (3, 2, 0, 1, True), (3, 2, 1, 1, False), (2, 1, 1, 2, False), (3, 3, 1, 2, True)]
+GEOMETRIES = [
+    (2, 2, 0, 1, False),
+    (3, 2, 0, 1, True),
+    (3, 2, 1, 1, False),
+    (2, 1, 1, 2, False),
+    (3, 3, 1, 2, True),
+]
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
