@@ -330,7 +330,7 @@ def _check(normalized, **options):
     for option, value in options.items():
         if value not in CHOICES[option]:
             raise ValueError(f"unknown {option} {value!r}; valid: {', '.join(CHOICES[option])}")
-    kind = getattr(normalized, "dtype", type(normalized).__name__)
-    size = tuple(getattr(normalized, "shape", ()))
-    if not isinstance(normalized, Tensor) or not kind.is_floating_point or len(size) != 4 or not size[0]:
-        raise ValueError(f"normalized must be a float tensor (N, 3, H, W), N > 0, not {kind} {size}")
+    tensor = isinstance(normalized, Tensor)
+    kind, size = (normalized.dtype, tuple(normalized.shape)) if tensor else (type(normalized).__name__, ())
+    if not tensor or not kind.is_floating_point or len(size) != 4 or not size[0]:
+        raise ValueError(f"normalized must be a float tensor (N, 3, H, W), N > 0, not {kind} {size or ''}")
