@@ -30,6 +30,7 @@ from .networks import Chain, build
 
 RECIPE_VERSION = 1  # raised whenever the same Config would train to other weights
 CHECKPOINT_S = 60.0  # seconds of work that a killed run loses at most
+CHECKPOINT = "checkpoint.safetensors"
 SPLITS = ("train", "validation", "test")
 SCHEDULES, PRECISIONS = ("one-cycle", "plateau"), ("bfloat16", "float32")
 
@@ -166,9 +167,9 @@ def fit(config, *, device="cpu", folder=None, callback=None, progress=True, data
     """The finished run of `train`, with its snapshots: "epochNN/conv1.weight" -> tensor."""
     check(config)
     data = data or {split: load_images(config.dataset, split, config.size) for split in SPLITS}
-    folder = Path(folder or cache_dir() / "training" / f"{config.name}-{fingerprint(config, data['train'])}")
+    folder = Path(folder) if folder else run_folder(config, data["train"])
     with torch.random.fork_rng(), interrupts() as stopped:
-        run = _begin(config, data, device, folder / "checkpoint.safetensors")
+        run = _begin(config, data, device, folder / CHECKPOINT)
         loaders = _loaders(run, data, device)
         images = len(data["train"][0])
         with tqdm(
@@ -184,6 +185,11 @@ def fit(config, *, device="cpu", folder=None, callback=None, progress=True, data
             _finish(run, loaders)
     run.net.eval()
     return run
+
+
+def run_folder(config, images) -> Path:
+    """Where the checkpoint of a config on these training images lies by default."""
+    return cache_dir() / "training" / f"{config.name}-{fingerprint(config, images)}"
 
 
 def _begin(config, data, device, path) -> Run:

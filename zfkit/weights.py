@@ -1,0 +1,328 @@
+"""Trained networks by name, with a card of what they are; safetensors and JSON in and out, nothing is executed."""
+
+import hashlib
+import json
+import os
+import pickle
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import loaders, training
+from .datasets import data_root, load_images, repo_root
+from .networks import alexnet, build
+from .training import CONFIGS, Config
+
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+REAL = {  # name -> file under ZFKIT_DATA
+    "alexnet-imagenet": "alexnet-conv-imagenet.safetensors",
+    "squeezenet-imagenet": "squeezenet1_0-imagenet.safetensors",
+}
+NETWORKS = (*CONFIGS, "untrained", *REAL)  # torchvision's names are valid too
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a network is: its input's `size` (px), `mean` and `std` (0..1), the figures' `layers`; `record` is its sidecar.
+
+    classes is empty where the network gives no class scores.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    layers: tuple[str, ...]
+    record: dict
+
+    def normalize(self, images, device="cpu") -> Tensor:
+        """The images as the network takes them: float32 (N, 3, size, size), channels_last.
+
+        images: uint8 (N, H, W, 3); of another size they are resized (short side to `size`, bilinear with
+        antialiasing) and cut to the central square. Raises ValueError for another type or shape.
+        """
+        shape = tuple(images.shape)
+        if len(shape) == 4 and shape[3] == 3 and 0 not in shape and shape[1:3] != (self.size, self.size):
+            images = _squared(torch.as_tensor(images), self.size).numpy()
+        return loaders.normalize(images, self.mean, self.std, device)
+
+
+def _squared(images: Tensor, size: int) -> Tensor:
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: needed are uint8 (N, H, W, 3)")
+    height, width = images.shape[1:3]
+    sides = [max(size, round(side * size / min(height, width))) for side in (height, width)]
+    planes = images.permute(0, 3, 1, 2).float()
+    planes = F.interpolate(planes, size=sides, mode="bilinear", antialias=True, align_corners=False)
+    top, left = ((side - size) // 2 for side in sides)
+    square = planes[:, :, top : top + size, left : left + size].round().clamp(0, 255)
+    return square.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def weights_folder() -> Path:
+    """Where the shipped weights lie: data/weights."""
+    return repo_root() / "data" / "weights"
+
+
+def load_network(name: str) -> tuple[nn.Module, Card]:
+    """A network in eval mode and its card.
+
+    name: one of NETWORKS, another file of data/weights, or a classification network of torchvision (its weights from
+    torch's cache, else downloaded). "untrained" is where the training of zfnet-menagerie starts (seed 0), with batch
+    norms that have seen no image (mean 0, variance 1).
+    Raises ValueError, in one line, for an unknown name and for weights that are missing or damaged.
+    """
+    if name == "untrained":
+        config = replace(CONFIGS["zfnet-menagerie"], name=name)
+        net = training.start_network(config).eval()
+        classes = load_images(config.dataset, "test", config.size, limit=1).classes
+        record = dict(name=name, config=_as_json(config), classes=list(classes), layers=_chain_layers(net))
+        return net, _card(record | dict(mean=config.mean, std=config.std))
+    if name in REAL:
+        return _load_real(name)
+    if (weights_folder() / f"{name}.json").exists():
+        return load_published(weights_folder() / f"{name}.safetensors")
+    if name in CONFIGS:
+        raise ValueError(
+            f"no weights of {name} in {weights_folder()}; make them: python -m zfkit train {name} --publish"
+        )
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return _load_torchvision(name)
+    raise ValueError(
+        f"unknown network {name!r}; valid: {', '.join(NETWORKS)}, or torchvision's, as alexnet or resnet18"
+    )
+
+
+def networks_available() -> list[str]:
+    """The names that load here without a network connection."""
+    root = data_root()
+    names = [name for name in CONFIGS if (weights_folder() / f"{name}.safetensors").exists()] + ["untrained"]
+    names += [name for name, file in REAL.items() if root and (root / file).exists()]
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    cached = {path.name for path in cache.glob("*.pth")} if cache.exists() else set()
+    urls = {
+        name: _torchvision_weights(name).url
+        for name in torchvision.models.list_models(module=torchvision.models)
+    }
+    return names + [name for name, url in urls.items() if Path(url).name in cached]
+
+
+def load_published(path: Path) -> tuple[nn.Module, Card]:
+    """The network of a weight file and its sidecar, as `publish` writes them."""
+    record = _sidecar(path)
+    try:
+        net = build(record["config"]["network"])
+        card = _card(record)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path.with_suffix('.json')}: not the sidecar of a network (lacks {error})"
+        ) from None
+    return apply_state(net, load_state(path), path).eval(), card
+
+
+def snapshots(name: str) -> dict[int, nn.Module]:
+    """Epoch -> the network in eval mode with that epoch's convolutions and batch norms; the rest is final.
+
+    Raises ValueError if the series is missing, damaged or another network's.
+    """
+    path = weights_folder() / f"{name}-snapshots.safetensors"
+    final, card = load_network(name)
+    if not path.exists() or "snapshots_sha256" not in card.record:
+        raise ValueError(f"{path}: there are no snapshots of {name}; valid: those of zfnet-menagerie")
+    tensors = _read_checked(path, card.record["snapshots_sha256"])
+    nets, state = {}, final.state_dict()
+    wanted = [key for key in state if key.startswith(("conv", "bn"))]
+    for epoch in sorted({key.partition("/")[0] for key in tensors}):
+        kept = {key.partition("/")[2]: t for key, t in tensors.items() if key.startswith(f"{epoch}/")}
+        _compare({key: state[key] for key in wanted}, kept, f"{path} {epoch}")
+        net = apply_state(build(card.record["config"]["network"]), state | kept, path)
+        nets[int(epoch.removeprefix("epoch"))] = net.eval()
+    return nets
+
+
+def load_or_train(config: Config | str, *, device="cpu", progress=True) -> tuple[nn.Module, Card]:
+    """A network and its card: the shipped one if config, data and recipe version are its own, else trained here.
+
+    A training goes on from its checkpoint in data/cache, or is only read there if it had ended; a new one
+    first prints how long it will take.
+    """
+    if isinstance(config, str):
+        config = training.changed(CONFIGS, config, [])
+    training.check(config)
+    path = weights_folder() / f"{config.name}.safetensors"
+    if path.with_suffix(".json").exists() and _sidecar(path).get("identity") == _identity(config):
+        return load_published(path)
+    folder = training.run_folder(config, load_images(config.dataset, "train", config.size))
+    if not (folder / training.CHECKPOINT).exists():
+        minutes = training.seconds_needed(config, device) / 60
+        print(f"{config.name} is trained here: about {minutes:.0f} min on {device}", file=sys.stderr)
+    net, history = training.train(config, device=device, progress=progress, folder=folder)
+    return net.cpu(), _card(_record(config, net, history))
+
+
+def publish(config, net, history, snapshots=None, folder=None) -> Path:
+    """Write NAME.safetensors, its sidecar and, if there are any, NAME-snapshots.safetensors; returns the first."""
+    path = Path(folder or weights_folder()) / f"{config.name}.safetensors"
+    record = _record(config, net, history) | dict(identity=_identity(config))
+    if snapshots:
+        kept = path.with_name(f"{config.name}-snapshots.safetensors")
+        training.write_tensors(kept, snapshots)
+        record["snapshots_sha256"] = hashlib.sha256(kept.read_bytes()).hexdigest()
+    save_weights(path, net.state_dict(), record)
+    return path
+
+
+def save_weights(path: Path, state: dict, sidecar: dict):
+    """Write a weight file (float16 for two or more dimensions) and its sidecar, which gets the file's sha256."""
+    training.write_tensors(path, {name: training.half(tensor) for name, tensor in state.items()})
+    record = dict(sidecar, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    training.write_bytes(
+        path.with_suffix(".json"), (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+    )
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file; ValueError if it is none or not the one that its sidecar, if any, names."""
+    path = Path(path)
+    expected = _sidecar(path).get("sha256") if path.with_suffix(".json").exists() else None
+    return _read_checked(path, expected)
+
+
+def apply_state(net: nn.Module, state: dict, source) -> nn.Module:
+    """The same net with these weights; ValueError, before any is set, lists what lacks or does not fit."""
+    _compare(net.state_dict(), state, source)
+    net.load_state_dict(state)
+    return net
+
+
+def _compare(wanted: dict, state: dict, source):
+    faults = [f"lacks {key}" for key in wanted if key not in state]
+    faults += [f"has unexpected {key}" for key in state if key not in wanted]
+    for key in wanted.keys() & state.keys():
+        want, got = wanted[key], state[key]
+        if want.shape != got.shape or want.is_floating_point() != got.is_floating_point():
+            faults.append(f"{key} is {got.dtype} {tuple(got.shape)}, not {want.dtype} {tuple(want.shape)}")
+    if faults:
+        more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""
+        raise ValueError(f"{source}: not this network's weights: {'; '.join(sorted(faults)[:6])}{more}")
+
+
+def _read_checked(path: Path, sha256: str | None) -> dict[str, Tensor]:
+    tensors, _ = training.read_tensors(path)
+    if sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"{path}: not the file that its sidecar names (sha256 differs)")
+    return tensors
+
+
+def _sidecar(path: Path) -> dict:
+    file = path.with_suffix(".json")
+    try:
+        record = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not a readable sidecar ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{file}: not a sidecar, a JSON object, but {type(record).__name__}")
+    return record
+
+
+def _record(config, net, history) -> dict:
+    """What the sidecar says about a training."""
+    history = dict(history)
+    top = {key: history.pop(key) for key in ("classes", "mean", "std", "precision")}
+    return dict(
+        name=config.name, command=f"python -m zfkit train {config.name} --publish", recipe=config.recipe,
+        recipe_version=training.RECIPE_VERSION, seed=config.seed, config=_as_json(config), **top,
+        layers=_chain_layers(net), accuracy={s: history[f"{s}_accuracy"] for s in ("validation", "test")},
+        test_images=history["test_images"], time_s=history["seconds"], cpu_time_s=history["cpu_seconds"],
+        machine=dict(processor=_processor(), cores=os.cpu_count()), torch=torch.__version__, history=history,
+    )  # fmt: skip
+
+
+def _identity(config) -> str:
+    """Names config, recipe version and data by few images, so that shipped weights are found without the whole set."""
+    some = load_images(config.dataset, "train", config.size, limit=16)
+    return training.fingerprint(config, some)
+
+
+def _as_json(config) -> dict:
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _chain_layers(net) -> list[str]:
+    return [stage for stage in net.stages if stage.startswith("conv")]
+
+
+def _card(record: dict) -> Card:
+    lists = {key: tuple(record[key]) for key in ("classes", "mean", "std", "layers")}
+    return Card(name=record["name"], size=record["config"]["size"], record=record, **lists)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
+
+
+def _load_real(name: str) -> tuple[nn.Module, Card]:
+    root = data_root()
+    if root is None or not (root / REAL[name]).exists():
+        raise ValueError(
+            f"{name} needs {REAL[name]} in the folder that ZFKIT_DATA names ({root or 'not set'})"
+        )
+    path, classes = root / REAL[name], ()
+    if name == "alexnet-imagenet":  # the five convolutions of Caffe's AlexNet: no class scores
+        net = alexnet(None, groups=2, size=227, lrn_k=1.0)
+        layers = _chain_layers(net)
+    else:
+        net = torchvision.models.squeezenet1_0()
+        layers, classes = figure_layers(net), _imagenet_classes(root)
+    record = dict(
+        name=name, source=path.name, config=dict(size=227), layers=layers, classes=classes, **IMAGENET
+    )
+    return apply_state(net, load_state(path), path).eval(), _card(record)
+
+
+def _imagenet_classes(root: Path) -> list[str]:
+    lines = (root / "imagenet-classes.tsv").read_text().splitlines()
+    return [line.split("\t")[2].partition(",")[0] for line in lines]
+
+
+def figure_layers(net: nn.Module) -> list[str]:
+    """The layers worth a figure in another's network: rectified maps and blocks of its trunk, by qualified name."""
+    body, prefix = (net.features, "features.") if hasattr(net, "features") else (net, "")
+    shown = [
+        n for n, m in body.named_children() if isinstance(m, nn.ReLU) or next(m.children(), None) is not None
+    ]
+    return [prefix + n for n in shown if n not in ("classifier", "head", "heads", "fc", "AuxLogits")]
+
+
+def _torchvision_weights(name: str):
+    return torchvision.models.get_model_weights(name).DEFAULT
+
+
+def _load_torchvision(name: str) -> tuple[nn.Module, Card]:
+    weights, forced = _torchvision_weights(name), "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(forced)
+    os.environ[forced] = "1"  # torchvision would unpickle whatever came
+    try:
+        net = torchvision.models.get_model(name, weights=weights)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot get the weights of {name} from {weights.url}: {reason:.200}") from None
+    finally:
+        del os.environ[forced]
+        os.environ.update({forced: before} if before is not None else {})
+    use = weights.transforms()
+    record = dict(
+        name=name, source=weights.url, config=dict(size=use.crop_size[0]), layers=figure_layers(net)
+    )
+    record |= dict(classes=weights.meta["categories"], mean=use.mean, std=use.std)
+    return net.eval(), _card(record)
