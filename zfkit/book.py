@@ -36,12 +36,12 @@ class Run:
     error: str = ""
 
 
-def chapters(names: str | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
-    """The notebooks of `folder` in order of reading; names: "02,03" picks by number or file name.
+def chapters(names: str | None = None, folder: Path | None = None) -> list[Path]:
+    """The notebooks of `folder` (notebooks/) in order of reading; names: "02,03" picks by number or file name.
 
     Raises ValueError that names an unknown chapter and the ones there are.
     """
-    found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    found = {path.stem: path for path in sorted((folder or NOTEBOOKS).glob("[0-9][0-9]_*.ipynb"))}
     if names is None:
         return list(found.values())
     picked = []
@@ -145,9 +145,10 @@ def run_chapter(
 
 
 def failure(executed: Path) -> str:
-    """The first error of an executed notebook in one line, with its cell's number; empty if there is none."""
+    """The first error of an executed notebook in one line, with the number its cell has in the source; or empty."""
+    added = {"papermill-error-cell-tag", "injected-parameters"}
     cells = read(executed).cells if executed.exists() else []
-    for number, cell in enumerate(cells, 1):
+    for number, cell in enumerate((c for c in cells if added.isdisjoint(c.metadata.get("tags", []))), 1):
         for output in cell.get("outputs", []):
             if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
                 said = (output.evalue.strip().splitlines() or [""])[0]
@@ -297,7 +298,9 @@ def site(runs: list[Run], out: Path) -> tuple[Path, list[str]]:
             notes.append(f"{path.stem}: left out, it failed in {run.error}")
         if not notes or notes[-1].split(":")[0] != path.stem or notes[-1].endswith("not run now"):
             write(clean(read(run.target if run else path)), source / path.name)
-    said = [f"- `{note}`" for note in notes] or ["All chapters were run for these pages."]
+    said = ["- " + re.sub(r"([\\`*_<>$\[\]{}&])", r"\\\1", note) for note in notes] or [
+        "All chapters were run for these pages."
+    ]
     (source / "build.md").write_text("\n".join(said) + "\n")
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-q", "-b", "html", source, part], capture_output=True, text=True

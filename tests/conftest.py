@@ -1,0 +1,24 @@
+"""Order and outcome of the whole run: quick tests first, then notebooks, chapters, browser; speed only when asked."""
+
+import os
+
+os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
+
+PLACES = ("tests/test_", "notebooks/", "tests/chapters/", "tests/browser/", "tests/bench/")
+
+
+def place(item) -> int:
+    """Where in the run an item belongs: index of its folder in PLACES."""
+    return next((n for n, start in enumerate(PLACES) if item.nodeid.startswith(start)), 0)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Fast first; speed measurements only where `-m` names them."""
+    items.sort(key=place)
+    if "bench" in config.option.markexpr:
+        return
+    kept = [item for item in items if item.get_closest_marker("bench") is None]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept

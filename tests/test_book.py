@@ -1,0 +1,314 @@
+"""book and the command line, tried on chapters of a few lines in a folder of their own."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from zfkit import __main__ as command
+from zfkit import book
+
+PARAMETERS = 'QUICK: bool = True\nSEED: int = 0\nSHARE: float = 0.5\nNETWORK: str = "zfnet"\nOUT: str = ""'
+RECORD = """import json, pathlib
+print(SEED, QUICK, NETWORK)
+folder = pathlib.Path(OUT or RESULTS); folder.mkdir(parents=True, exist_ok=True)
+claims = [{"claim": 3, "verdict": "holds"}]
+(folder / f"{CHAPTER}-s{SEED}.json").write_text(json.dumps({"chapter": CHAPTER, "claims": claims}))"""
+PIXELS = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PICTURE = f"""from IPython.display import display
+display({{"image/png": "{PIXELS}", "text/plain": "a grey dot"}}, raw=True)"""
+
+
+def chapter(folder, name, *sources, parameters=PARAMETERS):
+    """Write a chapter of these code cells; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [new_markdown_cell(f"# {name}\n\nWords with $x^2$."), new_code_cell(parameters)]
+    cells[1].metadata["tags"] = ["parameters"]
+    book.write(
+        book.clean(new_notebook(cells=cells + [new_code_cell(s) for s in sources])), folder / f"{name}.ipynb"
+    )
+    return folder / f"{name}.ipynb"
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A folder that stands for the repository's notebooks and results; its docs are the real ones."""
+    (tmp_path / "docs").symlink_to(book.ROOT / "docs")
+    monkeypatch.setattr(book, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(book, "RESULTS", tmp_path / "build" / "results")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    return tmp_path
+
+
+def record(number):
+    return f'CHAPTER = "{number}"\nRESULTS = "../build/results"\n' + RECORD
+
+
+def test_a_chapter_is_found_by_number_and_by_name(house):
+    paths = [chapter(house / "notebooks", name) for name in ("02_two", "00_start", "11_eleven")]
+    assert book.chapters() == sorted(paths)
+    assert book.chapters("2") == book.chapters("02") == book.chapters("02_two") == [paths[0]]
+    assert book.chapters("11,00") == [paths[1], paths[2]]
+    with pytest.raises(ValueError, match=r"^no chapter '7'; there are: 00, 02, 11$"):
+        book.chapters("02,7")
+    with pytest.raises(ValueError, match="no chapter named"):
+        book.chapters(",")
+
+
+def test_parameters_are_read_with_type_and_default(house):
+    path = chapter(house / "notebooks", "02_two")
+    assert book.parameters(path) == {
+        "QUICK": ("bool", True),
+        "SEED": ("int", 0),
+        "SHARE": ("float", 0.5),
+        "NETWORK": ("str", "zfnet"),
+        "OUT": ("str", ""),
+    }
+
+
+@pytest.mark.parametrize("source", ["SEED = 0", "SEED: int = f()", "import os", "x: list[int] = []"])
+def test_a_parameters_cell_that_holds_anything_else_is_refused(house, source):
+    path = chapter(house / "notebooks", "02_two", parameters=source)
+    with pytest.raises(ValueError, match="02_two.ipynb: not a typed parameter"):
+        book.parameters(path)
+
+
+def test_settings_take_the_annotated_type(house):
+    path = chapter(house / "notebooks", "02_two")
+    pairs = ["QUICK=false", "SEED=7", "SHARE=1", "NETWORK=3", "OUT=a=b"]
+    assert book.settings([path], pairs)[path] == dict(QUICK=False, SEED=7, SHARE=1.0, NETWORK="3", OUT="a=b")
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("SEDE=1", "unknown parameter 'SEDE'; known: QUICK, SEED, SHARE, NETWORK, OUT"),
+        ("SEED=two", "SEED must be int, got 'two'"),
+        ("SEED=1.5", "SEED must be int, got '1.5'"),
+        ("QUICK=yes", "QUICK must be bool, got 'yes'"),
+        ("SHARE=half", "SHARE must be float, got 'half'"),
+        ("SEED", "'SEED' is not NAME=VALUE"),
+    ],
+)
+def test_a_bad_setting_is_one_line_before_anything_runs(house, capsys, pair, said):
+    chapter(house / "notebooks", "02_two")
+    assert command.main(["book", "--set", pair, "--out", str(house / "build")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (house / "build").exists()
+
+
+def test_one_failing_chapter_does_not_stop_the_others(house, capsys, monkeypatch):
+    folder = house / "notebooks"
+    chapter(folder, "00_fine", record("00"), PICTURE)
+    chapter(folder, "01_broken", "raise LookupError('no such leaf\\nsecond line')", "print('never')")
+    chapter(folder, "02_fatal", "import os\nos._exit(3)")
+    started = time.time()
+    out = house / "build"
+    assert command.main(["book", "--set", "SEED=5", "--out", str(out)]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"^00_fine +\d+\.\d  3 holds$", printed, re.M)
+    assert "01_broken failed in cell 3: LookupError: no such leaf\n" in printed
+    assert "02_fatal failed in " in printed and "second line" not in printed
+    assert json.loads((out / "results" / "00-s5.json").read_text())["chapter"] == "00"
+    assert book.results("00", started, out / "results") and not book.results(
+        "00", time.time() + 9, out / "results"
+    )
+    pages = {path.name for path in (out / "site").glob("*.html")}
+    assert "00_fine.html" in pages and not {"01_broken.html", "02_fatal.html"} & pages
+    first = (out / "site" / "index.html").read_text()
+    assert "01_broken" in first and "no such leaf" in first  # its absence is said
+    page = (out / "site" / "00_fine.html").read_text()
+    assert 'alt="a grey dot"' in page and "5 True zfnet" in page
+    assert 'class="math' in page and (out / "site" / "searchindex.js").exists()
+    assert not outside_requests(out / "site")
+
+
+def outside_requests(site) -> list[str]:
+    """What the pages' own HTML, CSS and scripts of the theme would load from another machine."""
+    found = []
+    loads = r"""<(?:script|img|iframe|source|video|audio|embed)[^>]+src=["']?(?:https?:)?//[^"'>\s]+"""
+    links = r"""<link(?![^>]*rel=["']?canonical)[^>]+href=["']?(?:https?:)?//[^"'>\s]+"""
+    styles = r"""(?:@import|url\()\s*["']?(?:https?:)?//[^"')\s]+"""
+    scripts = r"""(?:import|importScripts|fetch)\s*\(\s*["'](?:https?:)?//[^"']+"""
+    for path in site.rglob("*"):
+        wanted = {".html": (loads, links, styles, scripts), ".css": (styles,), ".js": (scripts,)}.get(
+            path.suffix
+        )
+        if wanted and "mathjax" not in path.parts:
+            text = path.read_text(errors="replace")
+            found += [f"{path.name}: {hit[0]}" for pattern in wanted for hit in re.finditer(pattern, text)]
+        elif path.suffix == ".js" and path.name.startswith("tex-"):
+            found += [
+                f"{path.name}: {hit[0]}" for hit in re.finditer(scripts, path.read_text(errors="replace"))
+            ]
+    return found
+
+
+def test_outside_requests_are_seen(tmp_path):
+    lines = (
+        '<script async src="https://a.b/c.js"></script>',
+        '<link rel="stylesheet" href="//a.b/c.css">',
+        "<style>@import 'https://a.b'</style>",
+        '<a href="https://a.b">a link loads nothing</a>',
+    )
+    (tmp_path / "page.html").write_text("\n".join(lines))
+    assert len(outside_requests(tmp_path)) == 3
+
+
+def test_site_says_which_chapters_did_not_run_now(house):
+    ran = chapter(house / "notebooks", "00_ran", "1 + 1")
+    kept = chapter(house / "notebooks", "01_kept", "2 + 2")
+    chapter(house / "notebooks", "02_unrun", "3 + 3")
+    for path in (ran, kept):
+        notebook = book.read(path)
+        for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), 1):
+            cell.execution_count = number
+        book.write(notebook, path)
+    page, notes = book.site([book.Run(ran, ran)], house / "build")
+    assert notes == ["01_kept: as committed, not run now", "02_unrun: left out, never executed"]
+    assert all(note in page.read_text() for note in notes)
+    assert {"00_ran.html", "01_kept.html"} <= {p.name for p in page.parent.iterdir()}
+    assert not (page.parent / "02_unrun.html").exists()
+
+
+def test_chapters_command_writes_cleaned_notebooks_and_results(house, monkeypatch, capsys):
+    good = chapter(house / "notebooks", "00_good", record("00"))
+    warns = chapter(house / "notebooks", "01_warns", "import warnings\nwarnings.warn('old')")
+    before = warns.read_bytes()
+    ids = [cell.id for cell in book.read(good).cells]
+    monkeypatch.setattr(book, "ROOT", house)
+    monkeypatch.setenv("PYTHONPATH", str(house))
+    assert command.main(["chapters"]) == 1
+    assert "01_warns.ipynb not written: cell 3: stderr: " in capsys.readouterr().out
+    assert warns.read_bytes() == before
+    notebook = book.read(good)
+    assert notebook.cells[2].outputs[0].text == "0 True zfnet\n"
+    assert [cell.id for cell in notebook.cells] == ids
+    assert book.faults(good) == [] and (house / "data" / "results" / "00-s0.json").exists()
+    assert not list(house.rglob("*.part"))
+
+
+def slider_cell(with_picture):
+    data = {book.VIEW: {"model_id": "0"}, "text/plain": "a grey dot"} | (
+        {"image/png": PIXELS} if with_picture else {}
+    )
+    output = new_output("display_data", data=data, metadata={book.VIEW: {}})
+    return new_code_cell("live()", execution_count=1, outputs=[output])
+
+
+def test_clean_drops_the_view_and_keeps_the_still():
+    notebook = new_notebook(
+        cells=[slider_cell(True), slider_cell(False)], metadata={"widgets": {}, "papermill": {}}
+    )
+    notebook.cells[0].metadata = nbformat.from_dict({"papermill": {}, "execution": {}, "tags": ["a"]})
+    book.clean(notebook)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec == dict(display_name="Python 3", language="python", name="python3")
+    assert notebook.cells[0].outputs[0].data == {"text/plain": "a grey dot", "image/png": PIXELS}
+    assert not notebook.cells[0].outputs[0].metadata and notebook.cells[0].metadata == {"tags": ["a"]}
+    assert notebook.cells[1].outputs == []
+
+
+def broken(kind):
+    """A notebook with one fault of this kind."""
+    cell = new_code_cell("1", execution_count=1)
+    notebook = book.clean(new_notebook(cells=[cell]))
+    outputs = {
+        "widget view": slider_cell(True).outputs[0],
+        "error output": new_output("error", ename="ValueError", evalue="x", traceback=[]),
+        "stderr": new_output("stream", name="stderr", text="careful"),
+        "path of a machine": new_output("stream", text="see /home/ada/x.py"),
+        "warning": new_output("stream", text="UserWarning: old"),
+        "more than 800": new_output("stream", text="x" * 900_000),
+    }
+    if kind in outputs:
+        cell.outputs = [outputs[kind]]
+    elif kind == "not executed":
+        cell.execution_count = None
+    elif kind == "execution metadata":
+        cell.metadata["execution"] = {}
+    elif kind == "kernelspec":
+        notebook.metadata.kernelspec.display_name = "zf"
+    else:
+        notebook.metadata[kind.split()[0]] = {}
+    return notebook
+
+
+KINDS = (
+    "widget view|error output|stderr|path of a machine|warning|more than 800|not executed|execution metadata|"
+    "kernelspec|widgets metadata|papermill metadata"
+).split("|")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_names_the_file_and_what_is_unclean(tmp_path, capsys, kind):
+    path = tmp_path / "00_x.ipynb"
+    nbformat.write(broken(kind), path)
+    before = path.read_bytes()
+    assert command.main(["clean", "--check", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert str(path) in printed and kind in printed and printed.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+def test_an_error_that_a_tag_expects_is_clean(tmp_path):
+    notebook = broken("error output")
+    notebook.cells[0].metadata["tags"] = ["raises-exception"]
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    assert book.faults(tmp_path / "a.ipynb") == []
+
+
+def test_base64_of_a_picture_is_no_path(tmp_path):
+    notebook = broken("none")
+    notebook.metadata.pop("none")
+    notebook.cells[0].outputs = [
+        new_output(
+            "display_data",
+            data={"image/png": "a=/home/abc", "text/html": '<img src="data:image/png;,/tmp/x">'},
+        )
+    ]
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    assert book.faults(tmp_path / "a.ipynb") == []
+
+
+def test_clean_of_no_notebook_is_one_line(tmp_path, capsys):
+    assert command.main(["clean", str(tmp_path / "none.ipynb")]) == 2
+    (tmp_path / "a.ipynb").write_text("no json")
+    assert command.main(["clean", str(tmp_path / "a.ipynb")]) == 2
+    error = capsys.readouterr().err
+    assert "none.ipynb" in error and "not a notebook" in error and error.count("\n") == 2
+    assert (tmp_path / "a.ipynb").read_text() == "no json"
+
+
+def test_writing_leaves_the_old_file_where_it_fails(tmp_path):
+    path = chapter(tmp_path, "00_x")
+    before = path.read_bytes()
+    notebook = book.read(path)
+    notebook.cells[1].outputs = [{"output_type": "stream", "text": object()}]
+    with pytest.raises((TypeError, AttributeError, nbformat.ValidationError)):
+        book.write(notebook, path)
+    assert path.read_bytes() == before
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("ZFKIT_DATA", str(tmp_path / "gone"))
+    assert command.main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(("ok ", "wrong: ")) for line in lines)
+    wrong = [line for line in lines if line.startswith("wrong") and "gone" in line]
+    assert len(wrong) == 1 and "; do " in wrong[0]
+    assert any(line.startswith("ok    torch ") for line in lines)
+
+
+def test_unknown_subcommand_and_argument_exit_with_2():
+    for words in (["nonsense"], ["doctor", "--loud"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "zfkit", *words], capture_output=True, text=True, cwd=book.ROOT
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stderr
