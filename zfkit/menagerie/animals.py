@@ -49,25 +49,15 @@ def snout(g, x, y, c, oval):
     g.key("nose", x, y + 0.01)
 
 
-def face(
-    g,
-    r,
-    c,
-    ears,
-    behind=True,
-    muzzle=0.27,
-    oval=False,
-    eyes=0.155,
-    slit=False,
-    tongue=0.0,
-    teeth=0.0,
-    patch=0,
-):
-    """Sitting animal seen from the front; ears(g, c, w, h, yaw) draws behind or before the head."""
+def face(g, r, c, ears, behind=True, muzzle=0.27, oval=False, eyes=0.155, slit=False, **extra):
+    """Sitting animal seen from the front; ears(g, c, w, h, yaw) draws behind or before the head.
+
+    extra: patch (side of one round an eye), tongue and teeth (their probabilities).
+    """
     tex, yaw, tilt = (c.tex, c.second), r.uniform(-1, 1), r.uniform(-9, 9)
     look = (r.uniform(-1, 1), r.uniform(-0.6, 0.8))
     w, h, apart = r.uniform(0.65, 0.73), r.uniform(0.53, 0.59), r.uniform(0.26, 0.30)
-    tongue, teeth = r.random() < tongue, r.random() < teeth
+    tongue, teeth = (r.random() < extra.get(name, 0) for name in ("tongue", "teeth"))
     torso(g, c, tex)
     g, x, y = g.at(0, -0.1, rot=tilt), yaw * 0.1, 0.12
     if behind:
@@ -75,25 +65,19 @@ def face(
     g.fill(blob(both(0, -h, w * 0.72, -h * 0.74, w, 0.05, w * 0.7, h * 0.82, 0, h)), c.base, "head", tex)
     if not behind:
         ears(g, c, w, h, yaw)
-    if patch:
+    if patch := extra.get("patch"):
         g.fill(ellipse(x + patch * 0.28, -0.13, 0.24, 0.29), c.second, "head", shade=0.1, line=0)
-    g.fill(
-        [ellipse(x + s * 0.42, 0.16, 0.11, 0.075) for s in (-1, 1)],
-        c.pink,
-        "head",
-        shade=0,
-        line=0,
-        opacity=0.6,
-    )
+    cheeks = [ellipse(x + s * 0.42, 0.16, 0.11, 0.075) for s in (-1, 1)]
+    g.fill(cheeks, c.pink, "head", shade=0, line=0, opacity=0.6)
     g.fill(ellipse(x * 1.25, y + 0.14, muzzle, muzzle * 0.8), c.light, "muzzle", shade=0.15, line=0.012)
     smile(g, x * 1.45, y, c, tongue, teeth)
     if slit:  # a cat: three whiskers a side
-        lines = [
-            poly(x + s * 0.17, y + 0.12 + k * 0.03, x + s * 0.6, y + 0.1 + k * 0.11)
+        ends = [
+            (x + s * 0.17, y + 0.12 + k * 0.03, x + s * 0.6, y + 0.1 + k * 0.11)
             for s in (-1, 1)
             for k in (-1, 0, 1)
         ]
-        g.fill([stroke(p, 0.016, 0.009) for p in lines], c.dark, "muzzle", shade=0, line=0)
+        g.fill([stroke(poly(*p), 0.016, 0.009) for p in ends], c.dark, "muzzle", shade=0, line=0)
     for s, side in SIDES:
         far = max(0, s * yaw)
         eye(g, x + s * apart * (1 - 0.1 * far), -0.12, eyes, c, side + "eye", look, 1 - 0.16 * far, slit)
@@ -107,14 +91,9 @@ def dog(g, r, c):
         for s, side in SIDES:
             e = g.at(-0.03 * yaw)
             k = out - 0.1 * max(0, s * yaw)
-            top = (s * w * 0.5, -h * 0.88, s * (w + 0.02), -h * 0.75, s * (w + 0.15 + k), -0.02)
-            e.fill(
-                blob(
-                    poly(*top, s * (w + 0.1 + k), drop, s * (w - 0.1 + k), drop - 0.05, s * (w - 0.12), -0.1)
-                ),
-                c.second,
-                "ear",
-            )
+            p = (s * w * 0.5, -h * 0.88, s * (w + 0.02), -h * 0.75, s * (w + 0.15 + k), -0.02)
+            p += (s * (w + 0.1 + k), drop, s * (w - 0.1 + k), drop - 0.05, s * (w - 0.12), -0.1)
+            e.fill(blob(poly(*p)), c.second, "ear")
             e.key(side + "ear", s * (w + 0.04 + k / 2), 0.0)
 
     face(g, r, c, ears, False, 0.33, True, 0.15, tongue=0.6, patch=patch)
@@ -128,12 +107,8 @@ def cat(g, r, c):
             e = g.at(-0.06 * yaw)
             x, y = s * (w * 0.72 + lean), -h - up
             e.fill(poly(s * w * 0.2, -h * 0.8, x, y, s * w * 0.99, -h * 0.35), c.base, "ear")
-            e.fill(
-                poly(s * w * 0.38, -h * 0.85, x * 0.99, y + up * 0.3, s * w * 0.86, -h * 0.5),
-                c.pink,
-                "ear",
-                line=0,
-            )
+            p = poly(s * w * 0.38, -h * 0.85, x * 0.99, y + up * 0.3, s * w * 0.86, -h * 0.5)
+            e.fill(p, c.pink, "ear", line=0)
             e.key(side + "ear", x * 0.95, y + up * 0.7)
 
     face(g, r, c, ears, True, 0.23, False, 0.175, True)
@@ -198,11 +173,9 @@ def fish(g, r, c):
     g.fill(blob(p), c.second, "tail")
     g.fill(blob(poly(-0.2, -h * 0.8, 0.05, -h - 0.3, 0.42, -h - 0.12, 0.4, -h * 0.4)), c.second, "fin")
     g.fill(blob(poly(0.0, h * 0.8, 0.28, h + 0.22, 0.38, h * 0.5)), c.second, "fin")
-    back, below = (
-        (-0.95, 0.04, -0.7, -h * 0.66, -0.2, -h, 0.35, -h * 0.6),
-        (0.35, h * 0.6, -0.2, h, -0.7, h * 0.66),
-    )
-    g.fill(blob(poly(*back, 0.66, 0, *below)), c.base, "body", (c.scales, c.second))
+    back = (-0.95, 0.04, -0.7, -h * 0.66, -0.2, -h, 0.35, -h * 0.6)
+    p = poly(*back, 0.66, 0, 0.35, h * 0.6, -0.2, h, -0.7, h * 0.66)
+    g.fill(blob(p), c.base, "body", (c.scales, c.second))
     p = poly(-0.94, 0.04, -0.7, -h * 0.62, -0.42, -h * 0.84, -0.32, 0, -0.42, h * 0.84, -0.7, h * 0.62)
     g.fill(blob(p), c.light, "head", line=0.012)
     g.fill(blob(poly(-0.2, 0.08, 0.12, 0.02, 0.2, 0.2, -0.02, 0.3)), c.second, "fin", line=0.02)

@@ -8,13 +8,8 @@ from . import textures as T
 from .animals import INK, WHITE
 from .raster import Brush, F, Layer, blob, circle, curve, ellipse, poly, rrect, stroke
 
-PALETTE = [
-    tuple(int(c[i : i + 2], 16) / 255 for i in (0, 2, 4))
-    for c in (
-        "e25c4a ee923e f4c44c 9ebe54 52a068 3a9c9e 62aada 4a6eba "
-        "8e70be cc6296 f0a4b0 966a48 dabc94 969ca6 ece6da 5c5e6c"
-    ).split()
-]
+HEX = "e25c4a ee923e f4c44c 9ebe54 52a068 3a9c9e 62aada 4a6eba 8e70be cc6296 f0a4b0 966a48 dabc94 969ca6 ece6da 5c5e6c"
+PALETTE = [tuple(v / 255 for v in bytes.fromhex(code)) for code in HEX.split()]
 
 
 def mix(a, b, t):
@@ -160,10 +155,8 @@ def foreground(r, size, level):
             g.fill(blades, mix(a, (0.3, 0.6, 0.3), 0.7), shade=0, line=0.005)
         else:
             e = g.at(x, r.uniform(0.15, 0.9), r.uniform(0.08, level["reach"]), r.uniform(0, 360))
-            leaf = blob(poly(-1, 0, 0, -0.45, 1, 0, 0, 0.45))
-            e.fill(
-                {"ball": ellipse(0, 0, 0.8), "leaf": leaf, "card": rrect(-0.8, -0.6, 0.8, 0.6, 0.08)}[kind], a
-            )
+            shape = {"ball": ellipse(0, 0, 0.8), "card": rrect(-0.8, -0.6, 0.8, 0.6, 0.08)}.get(kind)
+            e.fill(blob(poly(-1, 0, 0, -0.45, 1, 0, 0, 0.45)) if kind == "leaf" else shape, a)
     return layer
 
 

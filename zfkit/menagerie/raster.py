@@ -96,13 +96,8 @@ class Brush:
     """Paints shapes of a local frame, pixel = (a x + b y + tx, c x + d y + ty), and notes keypoints."""
 
     def __init__(self, layer, m, keys=None, skip=(), line=0.03, root=None):
-        self.layer, self.m, self.keys, self.skip, self.line = (
-            layer,
-            m,
-            {} if keys is None else keys,
-            skip,
-            line,
-        )
+        self.layer, self.m, self.skip, self.line = layer, m, skip, line
+        self.keys = {} if keys is None else keys
         self.unit = math.sqrt(abs(m[0] * m[4] - m[1] * m[3]))  # pixels per unit
         self.root = root or self  # patterns live in the object's frame, so they stick to the object
 
@@ -110,14 +105,8 @@ class Brush:
         """Child frame at (x, y), scaled by s and turned by rot degrees; outlines keep their width."""
         a, b, tx, c, d, ty = self.m
         k, q = math.cos(math.radians(rot)) * s, math.sin(math.radians(rot)) * s
-        m = (
-            a * k + b * q,
-            b * k - a * q,
-            a * x + b * y + tx,
-            c * k + d * q,
-            d * k - c * q,
-            c * x + d * y + ty,
-        )
+        x, y = a * x + b * y + tx, c * x + d * y + ty
+        m = (a * k + b * q, b * k - a * q, x, c * k + d * q, d * k - c * q, y)
         return Brush(self.layer, m, self.keys, self.skip, self.line / s, self.root)
 
     def key(self, name, x, y):
@@ -156,13 +145,10 @@ class Brush:
 def ball(xy, box, k):
     """Shading of a ball lit from the upper left, over the box of the vertices."""
     square = []
-    for (low, high), start, n, light in zip(
-        zip(xy.min(1).tolist(), xy.max(1).tolist(), strict=True),
-        box[1::-1],
-        box[2].shape[::-1],
-        (0.35, 0.5),
-        strict=True,
+    for axis, (start, n, light) in enumerate(
+        ((box[1], box[2].shape[1], 0.35), (box[0], box[2].shape[0], 0.5))
     ):
+        low, high = xy[axis].min().item(), xy[axis].max().item()
         u = (np.arange(n, dtype=F) + (start + 0.5 - low)) * (2 / max(high - low, 0.01)) + (light - 1)
         square.append(u * u * (k * 0.5))
     return (1 + k * 0.45) - square[0] - square[1][:, None]

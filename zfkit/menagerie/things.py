@@ -7,7 +7,7 @@ import numpy as np
 from .animals import INK
 from .raster import blob, both, circle, curve, ellipse, poly, rrect, stroke
 
-STEEL, TYRE, METAL = (0.33, 0.33, 0.36), (0.17, 0.17, 0.2), (0.78, 0.79, 0.83)
+STEEL, TYRE = (0.33, 0.33, 0.36), (0.17, 0.17, 0.2)
 
 
 def rays(x, y, n, near, far, width, turn=0.0):
@@ -99,21 +99,17 @@ def house(g, r, c):
     x, d, s = r.choice([-0.4, 0.4]), r.choice([-0.28, 0.28]), r.uniform(0.15, 0.18)
     g.fill(rrect(x - 0.1, peak + 0.05, x + 0.1, top, 0.02), c.second, "wall", (c.bricks, c.dark))
     g.fill(rrect(-w, top - 0.05, w, 0.85, 0.02), c.base, "wall", (c.bricks, c.light))
-    g.fill(
-        poly(-w - 0.17, top, -w * 0.15, peak, w * 0.15, peak, w + 0.17, top),
-        c.second,
-        "roof",
-        (c.scales, c.dark),
-    )
+    p = poly(-w - 0.17, top, -w * 0.15, peak, w * 0.15, peak, w + 0.17, top)
+    g.fill(p, c.second, "roof", (c.scales, c.dark))
     g.fill(rrect(-d - 0.15, 0.28, 0.15 - d, 0.85, 0.03), c.accent, "door", line=0.025)
     g.fill(ellipse(0.09 - d, 0.58, 0.03), INK, "door", shade=0, line=0)
     for i, (x, y) in enumerate(((d, 0.42), (d, 0.02), (-d, 0.02))):
         g.fill(rrect(x - s, y - 0.13, x + s, y + 0.15, 0.02), c.lamp, "window", line=0.03)
-        bars = [
+        upright, across = (
             rrect(x - 0.014, y - 0.13, x + 0.014, y + 0.15, 0.005),
             rrect(x - s, y, x + s, y + 0.028, 0.005),
-        ]
-        g.fill(bars, c.white, "window", shade=0, line=0)
+        )
+        g.fill([upright, across], c.white, "window", shade=0, line=0)
         g.key(f"window{i}", x, y)
     g.key("door", -d, 0.6)
     g.key("roof", 0, (top + peak) / 2)
@@ -141,11 +137,8 @@ def boat(g, r, c):
     g.fill(blob(p, 5), c.light, "sail", (c.tex, c.second))
     p = poly(-0.07, 0.34, lean - 0.06, up + 0.3, -0.22, -0.2, -0.56, 0.32, -0.3, 0.37)
     g.fill(blob(p, 5), c.second, "sail")
-    g.fill(
-        blob(poly(-0.92, 0.42, 0, 0.45, 0.94, 0.4, 0.66, 0.8, 0.3, 0.86, -0.3, 0.86, -0.62, 0.8), 4),
-        c.base,
-        "hull",
-    )
+    p = poly(-0.92, 0.42, 0, 0.45, 0.94, 0.4, 0.66, 0.8, 0.3, 0.86, -0.3, 0.86, -0.62, 0.8)
+    g.fill(blob(p, 4), c.base, "hull")
     g.fill(poly(-0.84, 0.54, 0.86, 0.54, 0.81, 0.62, -0.78, 0.62), c.white, "hull", shade=0, line=0)
     g.fill(poly(lean, up, lean + 0.28, up + 0.08, lean, up + 0.16), c.accent, "sail", line=0.015)
     g.key("sail", 0.25, 0.1)
@@ -155,13 +148,8 @@ def boat(g, r, c):
 def balloon(g, r, c):
     w, n = r.uniform(0.62, 0.72), r.choice([2, 3])
     g.fill(rrect(-0.17, 0.66, 0.17, 0.94, 0.05), c.wood, "basket", (c.bricks, c.dark))
-    g.fill(
-        [stroke(poly(s * 0.24, 0.36, s * 0.15, 0.68), 0.018) for s in (-1, 1)],
-        c.dark,
-        "rope",
-        shade=0,
-        line=0,
-    )
+    ropes = [stroke(poly(s * 0.24, 0.36, s * 0.15, 0.68), 0.018) for s in (-1, 1)]
+    g.fill(ropes, c.dark, "rope", shade=0, line=0)
     for i, k in enumerate((1.0, 0.72, 0.42, 0.14) if n == 3 else (1.0, 0.6, 0.22)):
         v = k * w
         gore = both(0, -0.96, v * 0.72, -0.8, v, -0.36, v * 0.78, 0.08, k * 0.24, 0.42, 0, 0.44)
@@ -171,12 +159,8 @@ def balloon(g, r, c):
 
 
 def flower(g, r, c):
-    n, tip, a0, bend = (
-        r.choice([6, 7, 8, 9]),
-        r.uniform(0.26, 0.32),
-        r.uniform(0, 360),
-        r.uniform(-0.15, 0.15),
-    )
+    n, tip, a0 = r.choice([6, 7, 8, 9]), r.uniform(0.26, 0.32), r.uniform(0, 360)
+    bend = r.uniform(-0.15, 0.15)
     g.fill(stroke(curve(0, -0.2, bend, 0.4, 0, 0.98), 0.05), c.green, "stem", line=0.02)
     for s, y in ((-1, 0.72), (1, 0.58)):
         p = poly(bend * 0.6, y + 0.08, s * 0.2, y - 0.16, s * 0.55, y - 0.22, s * 0.34, y + 0.06)
