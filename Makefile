@@ -43,9 +43,9 @@ chapters: install ## re-execute, clean and rewrite the committed notebooks
 bench: install ## measure speed against the alternatives
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m bench -s tests/bench
 
-lock: ## write the lock files anew (needs uv)
-	uv pip compile pyproject.toml --extra test --universal --generate-hashes --python-version 3.11 --no-header -o requirements.lock
-	echo "uv>=0.9" | uv pip compile - --universal --generate-hashes --python-version 3.11 --no-header -o requirements-uv.lock
+lock: install ## write the lock files anew
+	$(VENV)/bin/uv pip compile pyproject.toml --extra test --universal --generate-hashes --python-version 3.11 --no-header -o requirements.lock
+	echo "uv>=0.9" | $(VENV)/bin/uv pip compile - --universal --generate-hashes --python-version 3.11 --no-header -o requirements-uv.lock
 
 clean: ## remove build/ and data/cache (not .venv)
 	rm -rf build data/cache
