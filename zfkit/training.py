@@ -10,7 +10,7 @@ import json
 import math
 import os
 import signal
-import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -120,65 +120,69 @@ def train(config, *, device="cpu", folder=None, callback=None, progress=True, da
 
 @dataclass
 class Run:
-    """A training under way: what a checkpoint holds."""
+    """A training under way: what a checkpoint holds. sums: loss and hits over the images of the current epoch."""
 
     config: Config
-    net: Chain
-    optimizer: torch.optim.SGD
     path: Path
     precision: str
-    sums: Tensor  # loss and hits summed over the images of the current epoch
+    net: Chain
+    optimizer: torch.optim.SGD
+    sums: Tensor
     counts: dict = field(default_factory=lambda: dict(epoch=0, step=0, seconds=0.0, cpu_seconds=0.0))
     history: dict = field(default_factory=lambda: dict(epochs=[]))
     snapshots: dict = field(default_factory=dict)
-    saved: float = 0.0  # time.monotonic() of the last checkpoint
+    saved: float = field(default_factory=time.monotonic)
+
+    def momenta(self) -> dict[str, Tensor]:
+        """Parameter -> its momentum buffer; made here, at 0, in the parameter's memory format where there is none."""
+        state, named = self.optimizer.state, self.net.named_parameters()
+        return {k: state[p].setdefault("momentum_buffer", torch.zeros_like(p).detach()) for k, p in named}
 
     def save(self):
         """Write the checkpoint by atomic rename."""
-        momenta = {
-            name: self.optimizer.state[p].get("momentum_buffer") for name, p in self.net.named_parameters()
-        }
         parts = dict(
-            net=self.net.state_dict(), momentum=momenta, snapshots=self.snapshots, run=dict(sums=self.sums)
+            net=self.net.state_dict(),
+            momentum=self.momenta(),
+            snapshots=self.snapshots,
+            run={"sums": self.sums},
         )
-        tensors = {f"{part}/{key}": t for part in parts for key, t in parts[part].items() if t is not None}
+        tensors = {f"{part}/{key}": tensor for part in parts for key, tensor in parts[part].items()}
         write_tensors(self.path, tensors, dict(counts=self.counts, history=self.history))
         self.saved = time.monotonic()
 
     def restore(self):
         """Take over what the checkpoint says; ValueError if its tensors are not this network's."""
         tensors, about = read_tensors(self.path)
-        parts = {part: _part(tensors, part) for part in ("net", "momentum", "snapshots", "run")}
         try:
-            self.net.load_state_dict(parts["net"])
-            for name, p in self.net.named_parameters():
-                if name in parts["momentum"]:  # in the parameter's memory format, as SGD would hold it
-                    buffer = torch.empty_like(p).copy_(parts["momentum"][name])
-                    self.optimizer.state[p]["momentum_buffer"] = buffer.detach()
-            self.sums.copy_(parts["run"]["sums"])
+            self.net.load_state_dict(_part(tensors, "net/"))
+            for name, buffer in self.momenta().items():
+                buffer.copy_(tensors[f"momentum/{name}"])
+            self.sums.copy_(tensors["run/sums"])
             self.counts, self.history = about["counts"], about["history"]
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{self.path}: not a checkpoint of {self.config.name} ({reason:.200})") from None
-        self.snapshots = parts["snapshots"]
+        self.snapshots = _part(tensors, "snapshots/")
+
+
+def _part(tensors: dict, prefix: str) -> dict:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def fit(config, *, device="cpu", folder=None, callback=None, progress=True, data=None) -> Run:
     """The finished run of `train`, with its snapshots: "epochNN/conv1.weight" -> tensor."""
     check(config)
     data = data or {split: load_images(config.dataset, split, config.size) for split in SPLITS}
-    folder = Path(folder) if folder else run_folder(config, data["train"])
+    folder, images = Path(folder or run_folder(config, data["train"])), len(data["train"][0])
+    total = config.epochs * images
     with torch.random.fork_rng(), interrupts() as stopped:
         run = _begin(config, data, device, folder / CHECKPOINT)
         loaders = _loaders(run, data, device)
-        images = len(data["train"][0])
-        with tqdm(
-            total=config.epochs * images, unit=" images", desc=config.name, disable=not progress
-        ) as bar:
-            bar.update(min(run.counts["epoch"] * images + run.counts["step"] * config.batch_size, bar.total))
+        with tqdm(total=total, unit=" images", desc=config.name, disable=not progress) as bar:
+            bar.update(min(run.counts["epoch"] * images + run.counts["step"] * config.batch_size, total))
             while run.counts["epoch"] < config.epochs:
                 _train_epoch(run, loaders["train"], bar, stopped)
-                _end_epoch(run, loaders, images)
+                _end_epoch(run, loaders["validation"], images)
                 if callback:
                     callback(run.counts["epoch"], run.net.eval())
         if "test_accuracy" not in run.history:
@@ -193,30 +197,20 @@ def run_folder(config, images) -> Path:
 
 
 def _begin(config, data, device, path) -> Run:
-    torch.manual_seed(config.seed)
     net = start_network(config).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        net.parameters(),
-        config.lr,
-        config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
-    run = Run(config, net, optimizer, path, _precision(config, device), torch.zeros(2, device=device))
-    mark = fingerprint(config, data["train"])
+    options = {name: getattr(config, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
+    sgd, precision = torch.optim.SGD(net.parameters(), **options), _precision(config, device)
+    run = Run(config, path, precision, net, sgd, torch.zeros(2, device=device))
+    mark, mean = fingerprint(config, data["train"]), config.mean
     if path.exists():
         run.restore()
         if run.history.get("fingerprint") != mark:
-            raise ValueError(
-                f"{path}: made by another config or data set than {config.name} {mark}; give another folder"
-            )
-    else:
-        mean = config.mean or _channel_mean(data["train"][0])
-        run.history |= dict(fingerprint=mark, mean=list(mean), std=list(config.std), precision=run.precision)
-        run.history |= dict(
-            classes=list(data["train"][2]), **{f"{s}_images": len(data[s][0]) for s in SPLITS}
-        )
-    run.saved = time.monotonic()
+            raise ValueError(f"{path}: made by another config or data set than {config.name} {mark}")
+        return run
+    mean = list(mean) if mean else (np.mean(data["train"][0], axis=(0, 1, 2)) / 255).tolist()
+    run.history |= dict(fingerprint=mark, mean=mean, std=list(config.std), precision=precision)
+    run.history |= {f"{split}_images": len(data[split][0]) for split in SPLITS}
+    run.history["classes"] = list(data["train"][2])
     return run
 
 
@@ -235,23 +229,25 @@ def start_network(config) -> Chain:
 
 def _loaders(run, data, device) -> dict[str, Loader]:
     config, common = run.config, dict(mean=run.history["mean"], std=run.history["std"], device=device)
-    labels = np.asarray(data["train"][1])
+    images, labels = data["train"][:2]
     if config.shuffled_labels:
         labels = np.random.default_rng(config.seed).permutation(labels)
     shaken = dict(shift=config.shift, flip=config.flip, seed=config.seed)
-    loaders = {s: Loader(*data[s][:2], 256, shuffle=False, **common) for s in ("validation", "test")}
-    return loaders | dict(train=Loader(data["train"][0], labels, config.batch_size, **shaken, **common))
+    loaders = {split: Loader(*data[split][:2], 256, shuffle=False, **common) for split in SPLITS[1:]}
+    return loaders | dict(train=Loader(images, labels, config.batch_size, **shaken, **common))
 
 
 def _train_epoch(run, loader, bar, stopped):
     loader.set_epoch(run.counts["epoch"])
     run.net.train()
+    before = time.perf_counter(), time.process_time()
     for normalized, labels in loader.batches(run.counts["step"]):
-        wall, cpu = time.perf_counter(), time.process_time()
         _step(run, normalized, labels, len(loader))
-        run.counts["seconds"] += time.perf_counter() - wall
-        run.counts["cpu_seconds"] += time.process_time() - cpu
         bar.update(len(labels))
+        now = time.perf_counter(), time.process_time()
+        for name, start, end in zip(("seconds", "cpu_seconds"), before, now, strict=True):
+            run.counts[name] += end - start
+        before = now
         if stopped or time.monotonic() - run.saved >= CHECKPOINT_S:
             run.save()
         if stopped:
@@ -261,12 +257,11 @@ def _train_epoch(run, loader, bar, stopped):
 def _step(run, normalized, labels, steps):
     config, done = run.config, run.counts["epoch"] * steps + run.counts["step"]
     torch.manual_seed(config.seed * 1_000_003 + done)  # dropout: by step, whatever ran between
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate(config, done, steps, run.history["epochs"])
-    with _autocast(run, normalized):
+    run.optimizer.param_groups[0]["lr"] = rate(config, done, steps, run.history["epochs"])
+    with _autocast(run):
         logits = run.net(normalized).float()
     loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    run.optimizer.zero_grad(set_to_none=True)
+    run.optimizer.zero_grad()
     loss.backward()
     run.optimizer.step()
     if config.rms_clip:
@@ -282,13 +277,9 @@ def rate(config, step: int, steps: int, epochs: list) -> float:
         return config.lr * 0.1 ** plateaus([row["validation_accuracy"] for row in epochs], config.patience)
     total = config.epochs * steps
     peak = max(1, round(config.warm_up * total))
-    if step < peak:  # from 1/25 of the peak
-        return config.lr * (1 - 0.96 * _cosine(step / peak))
-    return config.lr * _cosine((step - peak) / max(1, total - peak))
-
-
-def _cosine(share: float) -> float:
-    return 0.5 + 0.5 * math.cos(math.pi * share)  # 1 -> 0
+    share = step / peak if step < peak else (step - peak) / max(1, total - peak)
+    falling = 0.5 + 0.5 * math.cos(math.pi * share)  # 1 -> 0
+    return config.lr * (1 - 0.96 * falling if step < peak else falling)  # from 1/25 of the peak
 
 
 def plateaus(accuracies: list[float], patience: int) -> int:
@@ -303,41 +294,34 @@ def plateaus(accuracies: list[float], patience: int) -> int:
 
 def rms_clip(net: nn.Module, radius: float):
     """Scale each convolution filter whose RMS weight exceeds the radius back to it, in place (ZF 2013, sec. 3)."""
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d):
-                rms = module.weight.square().mean((1, 2, 3), keepdim=True).sqrt()
-                module.weight.mul_((radius / rms).clamp(max=1))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight.data
+            rms = weight.square().mean((1, 2, 3), keepdim=True).sqrt()
+            weight.mul_((radius / rms).clamp(max=1))
 
 
-def _end_epoch(run, loaders, images):
-    loss, hits = (run.sums / images).tolist()
-    counts, config = run.counts, run.config
+def _end_epoch(run, loader, images):
+    (loss, hits), counts, config = (run.sums / images).tolist(), run.counts, run.config
     epoch = counts["epoch"] + 1
     if not math.isfinite(loss):
         raise ValueError(f"{config.name}: the loss is {loss} in epoch {epoch}; lr {config.lr} is too high")
-    row = dict(
-        epoch=epoch, loss=loss, train_accuracy=hits, validation_accuracy=accuracy(run, loaders["validation"])
-    )
-    times = {name: round(counts[name], 3) for name in ("seconds", "cpu_seconds")}
-    run.history["epochs"].append(row | dict(lr=run.optimizer.param_groups[0]["lr"]) | times)
+    row = dict(epoch=epoch, loss=loss, train_accuracy=hits, validation_accuracy=accuracy(run, loader))
+    row |= dict(lr=run.optimizer.param_groups[0]["lr"])
+    run.history["epochs"].append(row | {name: round(counts[name], 3) for name in ("seconds", "cpu_seconds")})
     if epoch in config.snapshots:
-        state = {key: t for key, t in run.net.state_dict().items() if key.startswith(("conv", "bn"))}
-        run.snapshots |= {
-            f"epoch{epoch:02d}/{key}": half(t).detach().cpu().clone() for key, t in state.items()
-        }
+        kept = {key: t for key, t in run.net.state_dict().items() if key.startswith(("conv", "bn"))}
+        run.snapshots |= {f"epoch{epoch:02d}/{key}": half(t).cpu().clone() for key, t in kept.items()}
     counts.update(epoch=epoch, step=0, seconds=0.0, cpu_seconds=0.0)
     run.sums.zero_()
     run.save()
 
 
 def _finish(run, loaders):
-    with torch.no_grad():
-        for tensor in run.net.state_dict().values():
-            tensor.copy_(half(tensor))
+    for tensor in run.net.state_dict().values():
+        tensor.copy_(half(tensor))
     run.precision = "float32"  # the two final figures are those of the shipped network in float32
-    for split in ("validation", "test"):
-        run.history[f"{split}_accuracy"] = accuracy(run, loaders[split])
+    run.history |= {f"{split}_accuracy": accuracy(run, loaders[split]) for split in SPLITS[1:]}
     for name in ("seconds", "cpu_seconds"):
         run.history[name] = round(sum(row[name] for row in run.history["epochs"]), 1)
     run.save()
@@ -346,11 +330,9 @@ def _finish(run, loaders):
 def accuracy(run, loader) -> float:
     """The share of the loader's images whose label is the strongest output."""
     run.net.eval()
-    hits = 0
-    with torch.inference_mode(), _autocast(run, run.sums):
-        for normalized, labels in loader:
-            hits += (run.net(normalized).argmax(1) == labels).sum()
-    return int(hits) / len(loader.images)
+    with torch.inference_mode(), _autocast(run):
+        hits = [(run.net(normalized).argmax(1) == labels).sum() for normalized, labels in loader]
+    return int(sum(hits)) / len(loader.images)
 
 
 def half(tensor: Tensor) -> Tensor:
@@ -358,22 +340,17 @@ def half(tensor: Tensor) -> Tensor:
     return tensor.half() if tensor.ndim > 1 else tensor
 
 
-def _autocast(run, like: Tensor):
-    return torch.autocast(like.device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
+def _autocast(run):
+    return torch.autocast(run.sums.device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
 
 
 def _precision(config, device) -> str:
     """bfloat16 pays only where there are units for it: without, it is many times slower than float32."""
     if torch.device(device).type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        info = Path("/proc/cpuinfo")
-        fast = info.exists() and bool({"amx_bf16", "avx512_bf16"} & set(info.read_text().split()))
-    return config.precision if fast else "float32"
-
-
-def _channel_mean(images) -> tuple:
-    return tuple(float(np.mean([image[..., c].mean() for image in images]) / 255) for c in range(3))
+        return config.precision if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.exists() else set()
+    return config.precision if flags & {"amx_bf16", "avx512_bf16"} else "float32"
 
 
 def fingerprint(config, images) -> str:
@@ -393,11 +370,10 @@ def check(config: Config):
     for name, valid in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
         if getattr(config, name) not in valid:
             raise ValueError(f"unknown {name} {getattr(config, name)!r}; valid: {', '.join(valid)}")
-    for name, low in dict(
-        size=1, epochs=1, batch_size=1, patience=1, seed=0, shift=0, lr=0, weight_decay=0
-    ).items():
-        if not getattr(config, name) >= low:
-            raise ValueError(f"{name} must be at least {low}, not {getattr(config, name)!r}")
+    for name in ("epochs", "batch_size", "patience"):
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
     if wrong := [epoch for epoch in config.snapshots if not 1 <= epoch <= config.epochs]:
         raise ValueError(f"snapshot at epoch {wrong[0]!r}; valid: 1 to {config.epochs}")
 
@@ -405,16 +381,13 @@ def check(config: Config):
 @contextmanager
 def interrupts():
     """A list that Ctrl-C fills instead of raising, so that a step is never left half done."""
-    hits = []
-    try:
-        before = signal.signal(signal.SIGINT, lambda *_: hits.append(True))
-    except ValueError:  # not the main thread: no Ctrl-C comes here
-        yield hits
-        return
+    hits, main = [], threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda *_: hits.append(True)) if main else None
     try:
         yield hits
     finally:
-        signal.signal(signal.SIGINT, before)
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 def write_bytes(path: Path, content: bytes):
@@ -447,17 +420,11 @@ def read_tensors(path: Path) -> tuple[dict, dict]:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def _part(tensors: dict, part: str) -> dict:
-    return {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}
-
-
 def seconds_needed(config, device="cpu", images=4000) -> float:
     """About how long `train` takes here, from four steps on noise."""
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (config.batch_size, config.size, config.size, 3), np.uint8
-    )
+    shape, times = (config.batch_size, config.size, config.size, 3), []
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     data = dict.fromkeys(SPLITS, (pixels, np.zeros(len(pixels), np.int64), ()))
-    times = []
     with torch.random.fork_rng():
         run = _begin(config, data, device, Path(os.devnull) / "none")
         batch = next(iter(_loaders(run, data, device)["train"]))
@@ -470,48 +437,42 @@ def seconds_needed(config, device="cpu", images=4000) -> float:
 
 
 def main(args: list[str]) -> int:
-    """`python -m zfkit train NAME ...`: trains one of CONFIGS; returns the exit code. The same command resumes."""
+    """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on with it; returns the exit code, 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m zfkit train", description="Train a network, or go on with it."
+        "python -m zfkit train", description="Train a network, or go on with it."
     )
     parser.add_argument("name", help=f"one of {', '.join(CONFIGS)}")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a field of Config; network.KEY"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="Config field or network.KEY"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--publish", action="store_true", help="write the result to data/weights")
     options = parser.parse_args(args)
-    try:
-        config = changed(CONFIGS, options.name, options.set)
-        run = fit(config, device=options.device)
-        print(
-            f"{config.name}: test accuracy {run.history['test_accuracy']:.4f} of {run.history['test_images']} images"
-        )
-        if options.publish:
-            from .weights import publish  # here, as weights imports this module
+    config = changed(options.name, options.set)
+    run = fit(config, device=options.device)
+    print(
+        f"{config.name}: {run.history['test_accuracy']:.2%} of {run.history['test_images']} test images are right"
+    )
+    if options.publish:
+        from .weights import publish  # here, as weights imports this module
 
-            print(publish(config, run.net, run.history, run.snapshots))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(publish(config, run.net, run.history, run.snapshots))
     return 0
 
 
-def changed(configs: dict, name: str, settings: list[str]) -> Config:
-    """The config of that name with "key=value" settings (JSON values; "network.key" for the network's)."""
-    if name not in configs:
-        raise ValueError(f"no config {name!r}; valid: {', '.join(configs)}")
-    values = asdict(configs[name])
+def changed(name: str, settings: list[str] = ()) -> Config:
+    """The config of that name, changed by settings "key=value" (as JSON, or a string; "network.key": its network's)."""
+    if name not in CONFIGS:
+        raise ValueError(f"no config {name!r}; valid: {', '.join(CONFIGS)}")
+    values = asdict(CONFIGS[name])
     for setting in settings:
         key, _, text = setting.partition("=")
-        place, key = (values["network"], key[8:]) if key.startswith("network.") else (values, key)
-        if place is values and key not in values:
+        inner = key.startswith("network.")
+        if not inner and key not in values:
             raise ValueError(f"Config has no field {key!r}; valid: {', '.join(values)}")
         try:
-            place[key] = json.loads(text)
+            value = json.loads(text)
         except ValueError:
-            place[key] = text
+            value = text
+        (values["network"] if inner else values)[key.removeprefix("network.")] = value
     return Config(**values)

@@ -153,7 +153,7 @@ def load_or_train(config: Config | str, *, device="cpu", progress=True) -> tuple
     first prints how long it will take.
     """
     if isinstance(config, str):
-        config = training.changed(CONFIGS, config, [])
+        config = training.changed(config)
     training.check(config)
     path = weights_folder() / f"{config.name}.safetensors"
     if path.with_suffix(".json").exists() and _sidecar(path).get("identity") == _identity(config):
