@@ -78,6 +78,14 @@ def test_one_change_changes_nothing_else(change):
     assert changed == 64
 
 
+def test_an_emptied_picture_keeps_no_trace_of_the_object():
+    for index in range(16):
+        empty = render(3, index, 64, show="background")
+        moved = render(3, index, 64, show="background", pose={"dx": 0.2, "scale": 0.5}, skip=("body", "head"))
+        np.testing.assert_array_equal(empty.image, moved.image)  # no shadow either
+        assert empty.amodal.any() and (empty.amodal != moved.amodal).any()
+
+
 def test_background_of_takes_that_backdrop_and_leaves_the_object():
     differ = 0
     for index in range(32):
