@@ -1,9 +1,9 @@
 """Images by name: the rendered menagerie, and photographs from archives or folders under ZFKIT_DATA.
 
-An archive (tar, tar.xz, tar.gz) is read as it is, a folder of the same layout likewise; nothing in it is executed. A
-whole split is decoded once into data/cache, keyed by the source's size, time and head, and memory-mapped from then on.
-Splits that a set's authors made are kept (their validation pictures are the test split where the test labels are not
-public); any other is drawn once by a fixed seed, class by class.
+An archive (tar, tar.xz, tar.gz) is read as it is, a folder of its layout likewise; nothing in it is executed. A whole
+split is decoded once into data/cache, keyed by the source's size, time and head, and memory-mapped from then on.
+Splits made by a set's authors are kept (the validation pictures are the test split where test labels are secret);
+any other is drawn once by a fixed seed, class by class.
 """
 
 import gzip
@@ -17,13 +17,13 @@ import shutil
 import tarfile
 import zlib
 from collections import Counter, defaultdict
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 MENAGERIE = {"menagerie": "standard", "menagerie-hard": "hard"}  # name -> level
@@ -34,28 +34,24 @@ BOXED = ("tiny-imagenet", "tiny-imagenet-100", "voc2012")
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 VOC = ("aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
        "sheep sofa train tvmonitor").split()  # fmt: skip
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".ppm": "PPM"}
+FORMATS, SUFFIXES = ("JPEG", "PNG", "BMP", "WEBP", "PPM"), (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 DAMAGE = (LookupError, ValueError, TypeError, OSError, EOFError, SyntaxError, tarfile.TarError, lzma.LZMAError,
           zlib.error, Image.DecompressionBombError)  # fmt: skip
 VERSION = 1  # of the cache: a step up discards what older code wrote
 
 
 class Images(NamedTuple):
-    """uint8 (N, H, W, 3), possibly memory-mapped; int64 (N,); one name per label."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
+    images: np.ndarray  # uint8 (N, H, W, 3), possibly memory-mapped
+    labels: np.ndarray  # int64 (N,)
+    classes: tuple[str, ...]  # one name per label
 
 
 class Entry(NamedTuple):
-    """One picture: file, label, row where a file holds many, box and (width, height) where they are known."""
-
     file: str
     label: int
-    row: int | None = None
-    box: tuple | None = None
-    extent: tuple | None = None
+    row: int | None = None  # in a file that holds many pictures
+    box: tuple | None = None  # of the object: x0, y0, x1, y1, half-open
+    extent: tuple | None = None  # width, height of the picture that has a box
 
 
 def load_images(name: str, split="test", size=None, limit=None) -> Images:
@@ -91,8 +87,7 @@ def load_boxes(name: str, split="test", size=None, limit=None) -> np.ndarray:
     extent, box = (
         np.array([getattr(e, field) for e in entries[:limit]], float) for field in ("extent", "box")
     )
-    side = size or own_size
-    scaled = np.array([_scaled(pair, side) for pair in extent])
+    scaled = np.array([_scaled(pair, side := size or own_size) for pair in extent])
     ratio, cut = scaled / extent, (scaled - side) // 2
     corners = np.floor(box[:, :2] * ratio), np.ceil(box[:, 2:] * ratio)
     return np.hstack([np.clip(corner - cut, 0, side) for corner in corners]).astype(np.int64)
@@ -133,38 +128,38 @@ def _found(name: str, places) -> Path:
         raise ValueError(
             f"{name}: ZFKIT_DATA is not set; it names the folder that holds {' or '.join(places)}"
         )
-    for place in places:
-        if (root / place).exists():
-            return root / place
+    for path in (root / place for place in places):
+        if path.exists():
+            return path
     raise ValueError(f"{name}: no {' or '.join(places)} in {root}, the folder that ZFKIT_DATA names")
 
 
 def _listed(name: str, split: str):
-    """(tree, the set's own size, class names, entries); the list of an archive, slow to make, is kept in the cache."""
+    """(tree, own size, class names, entries); the list of an archive, slow to make, is kept in the cache."""
     places, layout, size = DATASETS.get(name) or ((), _class_folders, 224)
     tree = _Tree(_found(name, places))
     kept = cache_dir() / f"list-{_plain(name)}-{tree.stamp()}.json"
     try:
-        if not tree.folder and kept.is_file():
-            classes, parts = json.loads(kept.read_text())
-        else:
-            classes, parts = layout(tree)
-            bad = [
-                e
-                for part in parts.values()
-                for e in part
-                if e.file not in tree.files or e.label not in range(len(classes))
-            ]
-            if bad:
-                raise ValueError(f"{bad[0].file} with label {bad[0].label} is missing or out of range")
-    except DAMAGE as error:
-        raise ValueError(f"{name}: {tree.path} is damaged or laid out otherwise: {_line(error)}") from error
-    if not tree.folder and not kept.is_file():
-        _write(kept, lambda part: part.write_text(json.dumps([classes, parts])))
+        classes, parts = json.loads(kept.read_text())
+    except (OSError, ValueError):  # not there, or cut short
+        classes, parts = _read_list(name, tree, layout)
+        if not tree.folder:
+            _write(kept, lambda part: part.write_text(json.dumps([classes, parts])))
     entries = [Entry(*e) for key, part in parts.items() if split in (key, "all") for e in part]
     if not entries:
         raise ValueError(f"{name}: no picture for split {split} in {tree.path}")
     return tree, size, classes, _in_turn(entries)
+
+
+def _read_list(name: str, tree, layout):
+    try:
+        classes, parts = layout(tree)
+        for entry in sum(parts.values(), []):
+            if entry.file not in tree.files or not 0 <= entry.label < len(classes):
+                raise ValueError(f"{entry.file} with label {entry.label} is missing or out of range")
+    except DAMAGE as error:
+        raise ValueError(f"{name}: {tree.path} is damaged or laid out otherwise: {_line(error)}") from error
+    return classes, parts
 
 
 def _decoded(name: str, tree, entries: list[Entry], split: str, size: int, limit: int | None) -> np.ndarray:
@@ -197,16 +192,15 @@ def _decoded(name: str, tree, entries: list[Entry], split: str, size: int, limit
 def _picture(tree, entry: Entry, size: int) -> np.ndarray:
     """The entry's picture as uint8 (size, size, 3)."""
     try:
-        if entry.row is not None:
-            picture = Image.fromarray(np.ascontiguousarray(tree.rows(entry.file)[entry.row]))
-        else:
-            picture = Image.open(io.BytesIO(tree.read(entry.file)), formats=sorted(set(FORMATS.values())))
-        if picture.mode not in ("RGB", "L", "P", "1", "CMYK") or "transparency" in picture.info:
-            alpha = "an alpha channel" if picture.mode[-1] in "AP" else f"pixels of mode {picture.mode}"
-            raise ValueError(f"has {alpha}; valid are RGB and grey of 8 bits")
+        picture = tree.picture(entry)
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            raise ValueError("it has an alpha channel; valid are RGB and grey")
+        if picture.mode not in ("RGB", "L", "P", "1", "CMYK"):
+            raise ValueError(f"its pixels are of mode {picture.mode}; valid are RGB and grey of 8 bits")
         picture = picture.convert("RGB")
     except DAMAGE as error:
-        raise ValueError(f"{tree.path}: {entry.file} cannot be used as a picture: {_line(error)}") from error
+        why = f"not of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else _line(error)
+        raise ValueError(f"{tree.path}: {entry.file} is no usable picture: {why}") from error
     width, height = _scaled(picture.size, size)
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -218,6 +212,19 @@ def _scaled(extent, size: int) -> tuple[int, int]:
     return tuple(max(size, round(side * size / min(extent))) for side in extent)
 
 
+@lru_cache(maxsize=1)  # the splits of an archive share one decompression
+def _members(archive: Path, time_ns: int):
+    packed = {".xz": lzma, ".gz": gzip}.get(archive.suffix)
+    tar = tarfile.open(
+        fileobj=io.BytesIO(packed.decompress(archive.read_bytes())) if packed else archive.open("rb")
+    )
+    members = tar.getmembers()
+    for name in (member.name for member in members):
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"member {name!r} lies outside the archive")
+    return tar, {m.name.removeprefix("./").partition("/")[2]: m for m in members if m.isreg()}
+
+
 class _Tree:
     """The files of a folder, or of an archive below its top folder, by name."""
 
@@ -226,35 +233,33 @@ class _Tree:
 
     @cached_property
     def files(self) -> dict:
-        if self.folder:
-            found = [os.path.join(base, name) for base, _, names in os.walk(self.path) for name in names]
-            return {Path(f).relative_to(self.path).as_posix(): f for f in sorted(found)}
-        packed = {".xz": lzma, ".gz": gzip}.get(self.path.suffix)
-        file = io.BytesIO(packed.decompress(self.path.read_bytes())) if packed else self.path.open("rb")
-        self.tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115: read from until the process is done with it
-        members = self.tar.getmembers()
-        for name in (m.name for m in members):
-            if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts:
-                raise ValueError(f"member {name!r} lies outside the archive")
-        return {m.name.removeprefix("./").partition("/")[2]: m for m in members if m.isreg()}
+        if not self.folder:
+            return _members(self.path, self.path.stat().st_mtime_ns)[1]
+        found = sorted(os.path.join(base, name) for base, _, names in os.walk(self.path) for name in names)
+        return {os.path.relpath(file, self.path).replace(os.sep, "/"): file for file in found}
 
     def read(self, file: str) -> bytes:
-        place = self.files[file]
-        return Path(place).read_bytes() if self.folder else self.tar.extractfile(place).read()
+        if self.folder:
+            return Path(self.files[file]).read_bytes()
+        return _members(self.path, self.path.stat().st_mtime_ns)[0].extractfile(self.files[file]).read()
 
     def lines(self, file: str) -> list[list[str]]:
         return [line.split("\t") for line in self.read(file).decode().splitlines() if line]
 
-    def rows(self, file: str) -> np.ndarray:
-        """The pictures of a CIFAR-10 file, uint8 (N, 32, 32, 3)."""
-        if file not in self.tables and file.endswith(".bin"):  # a label, then three planes
-            self.tables[file] = self.table(file)[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        elif file not in self.tables:  # a picture per line
-            self.tables[file] = np.asarray(Image.open(io.BytesIO(self.read(file)))).reshape(-1, 32, 32, 3)
+    def table(self, file: str) -> np.ndarray:
+        """The rows of a CIFAR-10 batch, uint8: label and three planes (N, 3073), or as a PNG (N, 3072)."""
+        if file not in self.tables:
+            binary, data = file.endswith(".bin"), self.read(file)
+            rows = np.frombuffer(data, np.uint8) if binary else np.asarray(Image.open(io.BytesIO(data)))
+            self.tables[file] = rows.reshape(-1, 3073 if binary else 3072)
         return self.tables[file]
 
-    def table(self, file: str) -> np.ndarray:
-        return np.frombuffer(self.read(file), np.uint8).reshape(-1, 3073)
+    def picture(self, entry: Entry) -> Image.Image:
+        if entry.row is None:
+            return Image.open(io.BytesIO(self.read(entry.file)), formats=FORMATS)
+        row = self.table(entry.file)[entry.row]
+        planes = row[1:].reshape(3, 32, 32).transpose(1, 2, 0) if len(row) == 3073 else row.reshape(32, 32, 3)
+        return Image.fromarray(np.ascontiguousarray(planes))
 
     def stamp(self, entries=()) -> str:
         """A key of what is on disk: an archive's head, size and time, or size and time of a folder's pictures."""
@@ -279,21 +284,20 @@ def _tiny_imagenet(tree):
 
 def _class_folders(tree, classes=None):
     """CLASS/picture, or SPLIT/CLASS/picture with a train folder; pictures outside of folders are one class."""
-    parts = defaultdict(list)
-    pictures = [f for f in tree.files if PurePosixPath(f).suffix.lower() in FORMATS]
-    official = any(f.startswith("train/") for f in pictures)
+    parts, pictures = defaultdict(list), [f for f in tree.files if f.lower().endswith(SUFFIXES)]
+    official = any(file.startswith("train/") for file in pictures)
     for file in pictures:
         split, rest = file.split("/", 1) if official and "/" in file else ("", file)
-        parts[split].append((file, rest.rpartition("/")[0].partition("/")[0]))
+        parts[split].append((file, rest.partition("/")[0] if "/" in rest else ""))
     classes = classes or sorted({name for part in parts.values() for _, name in part})
     number = {name: k for k, name in enumerate(classes)}
-    parts = {split: [Entry(file, number[name]) for file, name in part] for split, part in parts.items()}
+    parts |= {split: [Entry(file, number[name]) for file, name in part] for split, part in parts.items()}
     if not official:
-        return classes, _divided(parts.get("", []), OWN)
-    validation = parts.get("validation") or parts.get("val")
-    if "test" in parts and validation:
+        return classes, _divided(parts[""], OWN)
+    validation = parts["validation"] or parts["val"]
+    if parts["test"] and validation:
         return classes, {"train": parts["train"], "validation": validation, "test": parts["test"]}
-    return classes, _divided(parts["train"], HELD_OUT) | {"test": parts.get("test") or validation or []}
+    return classes, _divided(parts["train"], HELD_OUT) | {"test": parts["test"] or validation}
 
 
 def _cifar10(tree):
@@ -324,28 +328,23 @@ def _imagenet_samples(tree):
 
 
 def _voc2012(tree):
+    def area(item):
+        return (item[3] - item[1]) * (item[4] - item[2])
+
     def entry(number):
         root = ElementTree.fromstring(tree.read(f"VOC2012/Annotations/{number}.xml"))
-        extent = tuple(int(root.findtext(f"size/{side}")) for side in ("width", "height"))
-        corners = ("xmin", "ymin", "xmax", "ymax")
-        boxes = [
-            (o.findtext("name"), [round(float(o.findtext(f"bndbox/{c}"))) for c in corners])
-            for o in root.iter("object")
+        extent = [int(root.findtext(f"size/{side}")) for side in ("width", "height")]
+        corners = [f"bndbox/{corner}" for corner in ("xmin", "ymin", "xmax", "ymax")]
+        items = [
+            (o.findtext("name"), *(round(float(o.findtext(c))) for c in corners)) for o in root.iter("object")
         ]
-        name, (x0, y0, x1, y1) = max(boxes, key=lambda b: (b[1][2] - b[1][0]) * (b[1][3] - b[1][1]))
+        name, x0, y0, x1, y1 = max(items, key=area)  # counted from 1, both ends within the box
         return Entry(
             f"VOC2012/JPEGImages/{number}.jpg", VOC.index(name), None, (x0 - 1, y0 - 1, x1, y1), extent
         )
 
-    train, test = (
-        [
-            entry(number)
-            for number, *_ in map(
-                str.split, tree.read(f"VOC2012/ImageSets/Main/{part}.txt").decode().splitlines()
-            )
-        ]
-        for part in ("train", "val")
-    )
+    lists = [tree.read(f"VOC2012/ImageSets/Main/{part}.txt").decode().split() for part in ("train", "val")]
+    train, test = ([entry(number) for number in numbers] for numbers in lists)
     return VOC, _divided(train, HELD_OUT) | {"test": test}
 
 
