@@ -269,7 +269,7 @@ def test_a_checkpoint_of_another_config_or_data_set_is_refused(straight, tmp_pat
         with pytest.raises(ValueError, match="another config or data set"):
             train(config, folder=tmp_path, data=data, progress=False)
     wider = replace(TINY, network={**NETWORK, "fc": (8, 8)})
-    with pytest.raises(ValueError, match="not a checkpoint of tiny"):
+    with pytest.raises(ValueError, match="another config or data set than tiny"):
         train(wider, folder=tmp_path, data=DATA, progress=False)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == kept
 

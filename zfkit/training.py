@@ -133,40 +133,33 @@ class Run:
     snapshots: dict = field(default_factory=dict)
     saved: float = field(default_factory=time.monotonic)
 
-    def momenta(self) -> dict[str, Tensor]:
-        """Parameter -> its momentum buffer; made here, at 0, in the parameter's memory format where there is none."""
-        state, named = self.optimizer.state, self.net.named_parameters()
-        return {k: state[p].setdefault("momentum_buffer", torch.zeros_like(p).detach()) for k, p in named}
+    def tensors(self) -> dict[str, Tensor]:
+        """The live tensors of net and optimizer; a momentum buffer that is not there yet is made, at 0."""
+        tensors = {f"net/{key}": tensor for key, tensor in self.net.state_dict().items()} | {
+            "sums": self.sums
+        }
+        for name, p in self.net.named_parameters():  # zeros_like keeps the memory format, as SGD does
+            buffer = self.optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p).detach())
+            tensors[f"momentum/{name}"] = buffer
+        return tensors
 
     def save(self):
         """Write the checkpoint by atomic rename."""
-        parts = dict(
-            net=self.net.state_dict(),
-            momentum=self.momenta(),
-            snapshots=self.snapshots,
-            run={"sums": self.sums},
+        write_tensors(
+            self.path, self.tensors() | self.snapshots, dict(counts=self.counts, history=self.history)
         )
-        tensors = {f"{part}/{key}": tensor for part in parts for key, tensor in parts[part].items()}
-        write_tensors(self.path, tensors, dict(counts=self.counts, history=self.history))
         self.saved = time.monotonic()
 
-    def restore(self):
-        """Take over what the checkpoint says; ValueError if its tensors are not this network's."""
-        tensors, about = read_tensors(self.path)
-        try:
-            self.net.load_state_dict(_part(tensors, "net/"))
-            for name, buffer in self.momenta().items():
-                buffer.copy_(tensors[f"momentum/{name}"])
-            self.sums.copy_(tensors["run/sums"])
-            self.counts, self.history = about["counts"], about["history"]
-        except (RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{self.path}: not a checkpoint of {self.config.name} ({reason:.200})") from None
-        self.snapshots = _part(tensors, "snapshots/")
-
-
-def _part(tensors: dict, prefix: str) -> dict:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    def restore(self, mark: str):
+        """Take over the checkpoint; ValueError if it is not of the training that the fingerprint names."""
+        kept, about = read_tensors(self.path)
+        if about.get("history", {}).get("fingerprint") != mark:
+            raise ValueError(
+                f"{self.path}: made by another config or data set than {self.config.name} {mark}"
+            )
+        for name, tensor in self.tensors().items():
+            tensor.copy_(kept.pop(name))
+        self.counts, self.history, self.snapshots = about["counts"], about["history"], kept
 
 
 def fit(config, *, device="cpu", folder=None, callback=None, progress=True, data=None) -> Run:
@@ -201,13 +194,11 @@ def _begin(config, data, device, path) -> Run:
     options = {name: getattr(config, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
     sgd, precision = torch.optim.SGD(net.parameters(), **options), _precision(config, device)
     run = Run(config, path, precision, net, sgd, torch.zeros(2, device=device))
-    mark, mean = fingerprint(config, data["train"]), config.mean
+    mark, mean = fingerprint(config, data["train"]), config.mean and list(config.mean)
     if path.exists():
-        run.restore()
-        if run.history.get("fingerprint") != mark:
-            raise ValueError(f"{path}: made by another config or data set than {config.name} {mark}")
+        run.restore(mark)
         return run
-    mean = list(mean) if mean else (np.mean(data["train"][0], axis=(0, 1, 2)) / 255).tolist()
+    mean = mean or (np.mean(data["train"][0], axis=(0, 1, 2)) / 255).tolist()
     run.history |= dict(fingerprint=mark, mean=mean, std=list(config.std), precision=precision)
     run.history |= {f"{split}_images": len(data[split][0]) for split in SPLITS}
     run.history["classes"] = list(data["train"][2])

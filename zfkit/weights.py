@@ -28,7 +28,7 @@ NETWORKS = (*CONFIGS, "untrained", *REAL)  # torchvision's names are valid too
 
 @dataclass(frozen=True)
 class Card:
-    """What a network is: its input's `size` (px), `mean` and `std` (0..1), the figures' `layers`; `record` is its sidecar.
+    """What a network is: `size`, `mean`, `std` (0..1) of its input, `layers` for the figures; `record`: its sidecar.
 
     classes is empty where the network gives no class scores.
     """
@@ -298,10 +298,7 @@ def _imagenet_classes(root: Path) -> list[str]:
 def figure_layers(net: nn.Module) -> list[str]:
     """The layers worth a figure in another's network: rectified maps and blocks of its trunk, by qualified name."""
     body, prefix = (net.features, "features.") if hasattr(net, "features") else (net, "")
-    shown = [
-        n for n, m in body.named_children() if isinstance(m, nn.ReLU) or next(m.children(), None) is not None
-    ]
-    return [prefix + n for n in shown if n not in ("classifier", "head", "heads", "fc", "AuxLogits")]
+    return [prefix + n for n, m in body.named_children() if isinstance(m, nn.ReLU) or any(m.children())]
 
 
 def _torchvision_weights(name: str):
