@@ -68,8 +68,8 @@ def test_tiny_imagenet_from_folder_and_archive_alike(root):
     }
     assert [len(part.images) for part in folder.values()] == [27, 3, 3, 33]
     assert folder["test"].classes == ("two", "one", "three")  # the order of wnids.txt
-    assert folder["test"].labels.tolist() == [0, 1, 2] and folder["test"].labels.dtype == np.int64
-    grey = folder["test"].images
+    assert sorted(folder["test"].labels) == [0, 1, 2] and folder["test"].labels.dtype == np.int64
+    grey = folder["test"].images[np.argsort(folder["test"].labels)]
     assert grey.shape == (3, 64, 64, 3) and (grey == grey[..., :1]).all()
     expected = np.asarray(Image.open(base / "val/images/val_1.JPEG").convert("RGB"))
     assert np.array_equal(grey[1], expected)
@@ -119,7 +119,8 @@ def test_class_folders_divide_once_and_class_by_class(root):
     parts = {split: load_images("caltech101", split, size=24) for split in ("train", "validation", "test")}
     whole = load_images("caltech101", "all", size=24)
     assert [np.bincount(part.labels).tolist() for part in parts.values()] == [[12, 12], [4, 4], [4, 4]]
-    assert parts["train"].labels[:6].tolist() == [0, 1, 0, 1, 0, 1]  # in turn
+    turns = parts["train"].labels.reshape(12, 2)
+    assert (turns.sum(1) == 1).all() and turns[:, 0].std() > 0  # every first part holds both classes
     rows = {part.images[k].tobytes() for part in parts.values() for k in range(len(part.images))}
     assert len(rows) == 40 == len(whole.images)  # disjoint, and together everything
 
@@ -166,7 +167,7 @@ def test_cifar10_in_its_three_forms(root):
     (subset / "labels.tsv").write_text("index\tclass_index\tname\n" + "".join(lines))
     packed(root, subset.name, "cifar10-subset-1000.tar")
     whole = load_images("cifar10", "all")
-    assert whole.labels.tolist() == [*range(10), *range(10)] and whole.classes[6] == "frog"
+    assert sorted(whole.labels) == sorted([*range(10)] * 2) and whole.classes[6] == "frog"
     assert {i.tobytes() for i in whole.images} == {i.tobytes() for i in rows}
     matched = [np.flatnonzero((rows == image).all((1, 2, 3)))[0] % 10 for image in whole.images]
     assert matched == whole.labels.tolist()
@@ -176,14 +177,15 @@ def test_cifar10_in_its_three_forms(root):
     for number, file in enumerate(["test_batch.bin", *(f"data_batch_{k}.bin" for k in range(1, 6))]):
         planes = cifar_rows(number, 10).transpose(0, 3, 1, 2).reshape(10, -1)
         np.hstack([np.arange(10, dtype=np.uint8)[:, None], planes]).tofile(binary / file)
-    assert np.array_equal(load_images("cifar10", "test").images, cifar_rows(0, 10))
+    test = load_images("cifar10", "test")
+    assert np.array_equal(test.images, cifar_rows(0, 10)[test.labels])
     assert (
         len(load_images("cifar10", "train").images) + len(load_images("cifar10", "validation").images) == 50
     )
 
     class_folders(root / "cifar10/train", datasets.CIFAR10, 2, size=(32, 32))
     class_folders(root / "cifar10/test", datasets.CIFAR10, 1, size=(32, 32))
-    assert load_images("cifar10", "test").labels.tolist() == list(range(10))
+    assert sorted(load_images("cifar10", "test").labels) == list(range(10))
 
 
 def classes_file(root):
@@ -201,7 +203,7 @@ def test_imagenet_labels_are_positions_in_the_list_of_1000(root):
     for name, split in (("imagenet", "test"), ("imagenet-samples", "all")):
         found = load_images(name, split, size=16)
         assert (
-            found.labels.tolist() == [3, 700]
+            sorted(found.labels) == [3, 700]
             and found.classes[700] == "thing 700"
             and len(found.classes) == 1000
         )
@@ -230,14 +232,6 @@ def test_a_changed_picture_or_a_cut_cache_is_decoded_anew(root, tmp_path):
         kept.write_bytes(damaged)
         assert np.array_equal(load_images("caltech101", "all", size=16).images, after)
         assert kept.read_bytes() == whole
-
-
-def test_a_cut_list_in_the_cache_is_made_anew(root, tmp_path):
-    packed(root, tiny_imagenet(root).name, "tiny-imagenet-100.tar.xz", "w:xz")
-    labels = load_images("tiny-imagenet-100", "train").labels
-    (kept,) = (tmp_path / "cache").glob("list-*.json")
-    kept.write_text(kept.read_text()[:50])
-    assert load_images("tiny-imagenet-100", "train").labels.tolist() == labels.tolist()
 
 
 def refused(words, name, *arguments, load=load_images, **options):
@@ -359,6 +353,6 @@ def test_the_real_tiny_imagenet_100(monkeypatch, tmp_path):
     monkeypatch.setenv("ZFKIT_CACHE", str(tmp_path))
     found, boxes = load_images("tiny-imagenet-100", limit=150), load_boxes("tiny-imagenet-100", limit=150)
     assert found.images.shape == (150, 64, 64, 3) and len(found.classes) == 100
-    assert found.labels[:100].tolist() == list(range(100)) and found.classes[0] != ""
+    assert sorted(found.labels[:100]) == list(range(100)) and "lemon" in found.classes
     assert (boxes[:, :2] < boxes[:, 2:]).all() and boxes.min() >= 0 and boxes.max() == 64
     assert np.bincount(load_images("tiny-imagenet-100", "train", limit=1000).labels).tolist() == [10] * 100
