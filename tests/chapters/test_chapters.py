@@ -1,0 +1,89 @@
+"""Every chapter on another seed and another network or data set than the committed ones, and on real photographs.
+
+Strict nbval of the committed notebooks is part of the same pytest run (pyproject.toml, testpaths and addopts).
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from zfkit import book
+
+CHAPTERS = {path.stem[:2]: path for path in book.chapters()}
+ROOT_DATA = Path(os.environ.get("ZFKIT_DATA", ""))
+HELD = {"02": [1, 2, 3, 4]}  # chapter -> the claims it must decide
+pytestmark = pytest.mark.slow
+
+
+def other(known: dict) -> dict:
+    """Parameters that differ from the committed ones: the seed, and the network or else the data set."""
+    network = known["NETWORK"][1]
+    changed = {"zfnet-menagerie": "zfnet-menagerie-lrn", "zfnet-menagerie-lrn": "zfnet-menagerie"}.get(
+        network
+    )
+    return {"SEED": known["SEED"][1] + 1} | (
+        {"NETWORK": changed} if changed else {"DATASET": "menagerie-hard"}
+    )
+
+
+def run(number: str, folder: Path, values: dict) -> tuple[book.Run, dict[int, dict]]:
+    """One run of a chapter with its results in a folder of their own; the results by claim."""
+    values = values | {"OUT": str(folder / "results")}
+    done = book.run_chapter(CHAPTERS[number], folder / CHAPTERS[number].name, values, threads=book.cores())
+    assert not done.error, done.error
+    wanted = HELD.get(number, [])
+    assert len(done.results) == 1 or not wanted, "one run, one file of results"
+    records = [json.loads(path.read_text()) for path in done.results]
+    asked = {name.lower(): value for name, value in values.items() if name != "OUT"}
+    for record in records:
+        assert {name: record[name] for name in asked} == asked
+    found = {claim["claim"]: claim for record in records for claim in record["claims"]}
+    assert sorted(found) == wanted
+    return done, found
+
+
+def committed(number: str) -> dict[int, dict]:
+    """The results in data/results of a chapter as committed, by claim."""
+    known = book.parameters(CHAPTERS[number])
+    for path in sorted((book.ROOT / "data" / "results").glob(f"{number}*.json")):
+        record = json.loads(path.read_text())
+        wanted = {name.lower(): known[name][1] for name in ("DATASET", "NETWORK", "SEED", "QUICK")}
+        if {name: record[name] for name in wanted} == wanted:
+            return {claim["claim"]: claim for claim in record["claims"]}
+    if not HELD.get(number):
+        return {}
+    pytest.fail(f"data/results holds no results of chapter {number} as committed; make chapters writes them")
+
+
+@pytest.mark.parametrize("number", sorted(CHAPTERS))
+def test_another_seed_and_network_give_other_numbers(tmp_path, number):
+    values = other(book.parameters(CHAPTERS[number]))
+    done, found = run(number, tmp_path, values)
+    before = committed(number)
+    assert sorted(before) == sorted(found)
+    measured = [n for n in found if found[n]["value"] is not None and before[n]["value"] is not None]
+    # an identity such as "mirror equals gradient" may give the same number, a measurement does not
+    assert not measured or any(found[n]["value"] != before[n]["value"] for n in measured), (
+        "the parameters did nothing"
+    )
+    for claim in found.values():
+        assert claim["verdict"] in ("holds", "does not hold", "not testable here")
+
+
+@pytest.mark.parametrize("network", ["alexnet-imagenet", "squeezenet-imagenet"])
+@pytest.mark.skipif("02" not in CHAPTERS, reason="there is no chapter 02")
+@pytest.mark.skipif(
+    not (ROOT_DATA / "imagenet-samples.tar").is_file(), reason="ZFKIT_DATA holds no imagenet-samples"
+)
+def test_chapter_02_runs_on_real_networks_and_photographs(tmp_path, network):
+    run("02", tmp_path, dict(NETWORK=network, DATASET="imagenet-samples"))
+
+
+@pytest.mark.parametrize("number", sorted(CHAPTERS))
+@pytest.mark.parametrize("pair", ["NETWORK=no-such-net", "DATASET=no-such-set"])
+def test_an_unknown_network_or_data_set_is_named_in_one_line(tmp_path, number, pair):
+    values = book.settings([CHAPTERS[number]], [pair])[CHAPTERS[number]] | {"OUT": str(tmp_path / "results")}
+    done = book.run_chapter(CHAPTERS[number], tmp_path / "x.ipynb", values)
+    assert "ValueError" in done.error and pair.split("=")[1] in done.error and "menagerie" in done.error
