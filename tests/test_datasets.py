@@ -95,7 +95,7 @@ def voc(root):
     for k in range(13):
         picture(base / f"JPEGImages/2007_{k}.jpg", (40, 20), k)
         (base / "Annotations").mkdir(exist_ok=True)
-        objects = item.format("cat", 4, 2, 1, 3) + item.format("dog", 30, 13, 5, 18)
+        objects = item.format("cat", 4, 2, 1, 3) + item.format("dog", 30, 12, 4, 18)
         (base / f"Annotations/2007_{k}.xml").write_text(f"<annotation>{sides}{objects}</annotation>")
     (base / "ImageSets/Main").mkdir(parents=True)
     (base / "ImageSets/Main/train.txt").write_text("".join(f"2007_{k}\n" for k in range(12)))
@@ -107,8 +107,8 @@ def test_voc_labels_and_boxes_are_those_of_the_largest_object(root):
     base = voc(root)
     found = load_images("voc2012", "test", size=10)
     assert found.classes[found.labels[0]] == "dog" and len(found.classes) == 20
-    # 40 x 20 becomes 20 x 10, of which columns 5..15 stay: x 12..30 -> 6..15 -> 1..10, y 4..18 -> 2..9
-    assert load_boxes("voc2012", "test", size=10).tolist() == [[1, 2, 10, 9]]
+    # 40 x 20 becomes 20 x 10, of which columns 5..15 stay: x 11..30 -> 5..15 -> 0..10, y 3..18 -> 1..9
+    assert load_boxes("voc2012", "test", size=10).tolist() == [[0, 1, 10, 9]]
     whole = Image.open(base / "JPEGImages/2007_12.jpg").resize((20, 10), Image.Resampling.BILINEAR)
     assert np.array_equal(found.images[0], np.asarray(whole)[:, 5:15])
     assert sum(len(load_images("voc2012", split, size=10).images) for split in ("train", "validation")) == 12
@@ -227,8 +227,9 @@ def test_a_changed_picture_or_a_cut_cache_is_decoded_anew(root, tmp_path):
     after = np.array(load_images("caltech101", "all", size=16).images)
     assert any(np.array_equal(image, new) for image in after) and not np.array_equal(before, after)
     kept = max((tmp_path / "cache").glob("images*.npy"), key=lambda path: path.stat().st_mtime_ns)
-    whole = kept.read_bytes()
-    for damaged in (whole[:-100], whole[:20], b"not an array"):
+    whole, other = kept.read_bytes(), io.BytesIO()
+    np.save(other, after[:3])
+    for damaged in (whole[:-100], whole[:20], b"not an array", other.getvalue()):
         kept.write_bytes(damaged)
         assert np.array_equal(load_images("caltech101", "all", size=16).images, after)
         assert kept.read_bytes() == whole
@@ -266,6 +267,16 @@ def test_a_set_that_is_not_there(root, monkeypatch):
 def test_an_alpha_channel_is_refused_by_file_name(root, mode, size):
     picture(root / "own/c/see through.png", size, mode=mode)
     refused(["see through.png", "alpha", "RGB and grey"], f"folder:{root / 'own'}", "all")
+
+
+def test_a_palette_with_a_transparent_colour_is_refused(root):
+    (root / "own").mkdir()
+    colours = Image.fromarray(np.zeros((9, 9), np.uint8)).convert("P")
+    colours.save(root / "own/a.png")
+    assert load_images(f"folder:{root / 'own'}", "all", size=9).images.shape == (1, 9, 9, 3)
+    datasets.shutil.rmtree(datasets.cache_dir())
+    colours.save(root / "own/a.png", transparency=0)
+    refused(["a.png", "alpha"], f"folder:{root / 'own'}", "all")
 
 
 def test_pictures_that_are_none(root):

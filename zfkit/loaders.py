@@ -21,12 +21,12 @@ def normalize(images, mean, std, device="cpu") -> Tensor:
     Raises ValueError for another type or shape, a std that is not positive, a device that is not there.
     """
     images, device = _checked(images), _checked_device(device)
-    scale, offset = _row_vectors(mean, std, images.shape[2], device)
-    if device.type != "cpu":
-        return _to_float(torch.from_numpy(np.array(images)).to(device), scale, offset)
+    vectors, size = _row_vectors(mean, std, images.shape[2], device), images.shape[1:3]
     plan = np.zeros((4, len(images)), np.int64)
     plan[0] = np.arange(len(images))
-    return _windows_on_host(images, plan, images.shape[1:3], 0, scale, offset)
+    if device.type == "cpu":
+        return _windows_on_host(images, plan, size, 0, *vectors)
+    return _windows(torch.from_numpy(np.array(images)).to(device), plan[1:], size, *vectors)
 
 
 class Loader:
@@ -55,7 +55,6 @@ class Loader:
         self.labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
         if resident is None and self.device.type == "cuda":
             resident = self.images.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
-        self.resident = bool(resident)
         self.pixels = torch.from_numpy(np.array(self.images)).to(self.device) if resident else None
 
     def __len__(self) -> int:
@@ -83,20 +82,19 @@ class Loader:
         """The batches of the epoch from number `start` on, the same as in the whole epoch."""
         plan, count = self.plan(), self.batch_size
         steps = [plan[:, k * count : (k + 1) * count] for k in range(start, len(self))]
-        if self.device.type == "cpu" and not self.resident:
-            made = (
-                _windows_on_host(self.images, step, self.size, self.shift, *self.vectors) for step in steps
-            )
-        else:
-            sources = zip(steps, self._pixels([step[0] for step in steps]), strict=True)
-            made = (_windows(pixels, step[1:], self.size, *self.vectors) for step, pixels in sources)
-        for step, normalized in zip(steps, made, strict=True):
-            yield normalized, self.labels[step[0]].to(self.device)
+        pixels = self._pixels([step[0] for step in steps])
+        for step in steps:
+            if pixels is None:
+                made = _windows_on_host(self.images, step, self.size, self.shift, *self.vectors)
+            else:
+                made = _windows(next(pixels), step[1:], self.size, *self.vectors)
+            yield made, self.labels[step[0]].to(self.device)
 
-    def _pixels(self, groups) -> Iterator[Tensor]:
-        if not self.resident:
-            return _streamed(self.images, groups, self.device)
-        return (self.pixels[torch.from_numpy(group).to(self.device)] for group in groups)
+    def _pixels(self, groups) -> Iterator[Tensor] | None:
+        """The images of each batch on the device; None: they are there, on the CPU."""
+        if self.pixels is not None:
+            return (self.pixels[torch.from_numpy(group).to(self.device)] for group in groups)
+        return None if self.device.type == "cpu" else _streamed(self.images, groups, self.device)
 
 
 def _streamed(images: np.ndarray, groups: list, device: torch.device) -> Iterator[Tensor]:
@@ -134,16 +132,13 @@ def _windows(pixels: Tensor, windows: np.ndarray, size, scale: Tensor, offset: T
     rows = _reflect(top[:, None] + rows, pixels.shape[1])
     columns = _reflect(left[:, None] + columns, pixels.shape[2])
     batch = torch.arange(len(pixels), device=pixels.device)
-    return _to_float(pixels[batch[:, None, None], rows[:, :, None], columns[:, None, :]], scale, offset)
+    cut = pixels[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+    made = cut.flatten(2).float().mul_(scale).add_(offset)  # (B, h, w * 3)
+    return made.view(cut.shape).permute(0, 3, 1, 2)
 
 
 def _reflect(index, side: int):
     return (side - 1) - abs((side - 1) - abs(index))  # -1 -> 1, side -> side - 2
-
-
-def _to_float(pixels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    rows = pixels.flatten(2).float().mul_(scale).add_(offset)  # (B, h, w * 3)
-    return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def _windows_on_host(images, plan: np.ndarray, size, shift: int, scale: Tensor, offset: Tensor) -> Tensor:
@@ -176,17 +171,13 @@ def _row_vectors(mean, std, width: int, device: torch.device) -> tuple[Tensor, T
 
 def _within(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise ValueError(
-            f"{name} {value}: valid for these images is {low}" + (f" to {high}" if high > low else "")
-        )
+        raise ValueError(f"{name} {value}: valid for these images is {low} to {high}")
 
 
 def _checked(images) -> np.ndarray:
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
-        raise ValueError(
-            f"images are {images.dtype} {images.shape}: needed are uint8 (N, H, W, 3), N at least 1"
-        )
+        raise ValueError(f"images are {images.dtype} {images.shape}: needed are uint8 (N, H, W, 3), N over 0")
     return images
 
 
