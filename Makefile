@@ -44,8 +44,8 @@ bench: install ## measure speed against the alternatives
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m bench -s tests/bench
 
 lock: install ## write the lock files anew
-	$(VENV)/bin/uv pip compile pyproject.toml --extra test --universal --generate-hashes --python-version 3.11 --no-header -o requirements.lock
-	echo "uv>=0.9" | $(VENV)/bin/uv pip compile - --universal --generate-hashes --python-version 3.11 --no-header -o requirements-uv.lock
+	$(VENV)/bin/uv pip compile --quiet pyproject.toml --extra test --universal --generate-hashes --python-version 3.11 --no-header -o requirements.lock
+	echo "uv>=0.9" | $(VENV)/bin/uv pip compile --quiet - --universal --generate-hashes --python-version 3.11 --no-header -o requirements-uv.lock
 
 clean: ## remove build/ and data/cache (not .venv)
 	rm -rf build data/cache
