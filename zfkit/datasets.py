@@ -36,12 +36,16 @@ VERSION = 2  # of the cache: a step up discards what older code wrote
 
 
 class Images(NamedTuple):
+    """Images of a split with their labels and the names of the classes."""
+
     images: np.ndarray  # uint8 (N, H, W, 3), possibly memory-mapped
     labels: np.ndarray  # int64 (N,)
     classes: tuple[str, ...]  # one name per label
 
 
 class Entry(NamedTuple):
+    """One picture of a set, before it is decoded."""
+
     file: str
     label: int
     box: tuple | None = None  # of the object: x0, y0, x1, y1, half-open
