@@ -14,7 +14,7 @@ from zfkit.menagerie import NAMES, PARTS, cached, dataset, render
 from zfkit.menagerie import cache as cache_module
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = "b42d57eeb7400c12c4c25d83e4fc131a2bc52ff9f0c2a555889fb28fa828f504"
+GOLDEN = "b4b4f278bacbc1cd3e922b06f4b84034966ed956cc7678cacecdd3baea95c588"
 
 
 def golden():

@@ -23,8 +23,8 @@ LEVELS = {
         gain=(0.75, 1.15), gradient=(0, 0.45), tint=0.10, noise=(0, 8), blur=0.3, grey=0.05,
     ),
     "hard": dict(
-        scale=(0.42, 0.92), rotation=28, slack=0.08, front=(0, 1, 1, 2, 3), reach=0.18, stray=5, gap=0.0,
-        gain=(0.6, 1.2), gradient=(0.1, 0.6), tint=0.14, noise=(4, 24), blur=0.45, grey=0.12,
+        scale=(0.36, 0.92), rotation=32, slack=0.10, front=(0, 1, 2, 2, 3), reach=0.20, stray=6, gap=0.0,
+        gain=(0.5, 1.25), gradient=(0.1, 0.7), tint=0.16, noise=(8, 36), blur=0.5, grey=0.15,
     ),
 }  # fmt: skip
 SHOW = ("all", "background")
