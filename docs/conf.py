@@ -9,6 +9,7 @@ exclude_patterns = ["build.md"]
 html_theme = "furo"
 html_title = project
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False
 nb_execution_mode = "off"
