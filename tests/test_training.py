@@ -233,6 +233,8 @@ def test_the_start_is_the_papers_and_depends_on_the_seed_alone():
     assert first.conv3.weight.std().item() == pytest.approx(0.01, rel=0.02) and not first.conv3.bias.any()
     assert first.fc6.weight.std() > 0.011  # torch's own start: 1/sqrt(3 * 2400)
     assert not torch.equal(first.conv1.weight, start_network(replace(config, seed=1)).conv1.weight)
+    he = start_network(replace(config, init_std="he"))
+    assert he.conv3.weight.std().item() == pytest.approx((2 / (9 * 96)) ** 0.5, rel=0.02)
 
 
 def test_every_config_is_json_checked_and_comes_back_the_same():
@@ -248,6 +250,7 @@ def test_every_config_is_json_checked_and_comes_back_the_same():
     [
         (dict(schedule="cosine"), ["cosine", "one-cycle, plateau"]),
         (dict(precision="float16"), ["float16", "bfloat16, float32"]),
+        (dict(init_std="xavier"), ["xavier", "'he'"]),
         (dict(epochs=0), ["epochs", "0"]),
         (dict(snapshots=(1, 9)), ["9", "1 to 3"]),
         (dict(network={**NETWORK, "norm": "group"}), ["group", "lrn, batch, none"]),
