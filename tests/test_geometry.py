@@ -162,3 +162,10 @@ def test_a_unit_outside_the_image_is_refused():
         ValueError, match=r"unit \(40, 0\) of 'conv5' reads .* outside an image of \(224, 224\)"
     ):
         window(on_paper(zfnet), "conv5", (40, 0), 224)
+
+
+def test_box_of_a_field_is_the_window_of_its_unit():
+    net = zfnet(16, size=80, strides=(2, 1, 1, 1, 1), fc=(8, 8))
+    for layer in ("conv1", "pool1", "conv3", "conv5"):
+        for position in ((0, 0), (3, 5)):
+            assert receptive_field(net, layer).box(*position) == window(net, layer, position, 80)

@@ -55,8 +55,8 @@ CLAIMS = _claims(
      "lift (share of projection energy on the object over its share of area) minus the higher of both controls; "
      "over images", "network trained on shuffled labels; edge map", 0.0),
     ("sec. 2.1, Fig. 1", "The switches carry the structure", "none",
-     "share of the lift over 1 that is lost when the switches come from another image, the unit staying where it is; "
-     "over images", "switches from noise images", 0.5),
+     "share of the lift's fall, from own switches to those of noise, that another image's switches make already, the "
+     "unit staying where it is; over images", "switches from noise images", 0.5),
     ("sec. 2.1", "For fixed switches the projection scales with the activation", "none",
      "largest relative deviation of project(a x start) / a from project(start)", "exact", 1e-5, "below"),
     ("sec. 4, Fig. 2", "Layer 2 answers to corners and to conjunctions of edge and colour", "none",

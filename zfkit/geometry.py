@@ -42,6 +42,15 @@ class ReceptiveField(NamedTuple):
     jump: int | tuple  # pixels from one unit to the next; 0 where a layer has one unit only
     start: float | tuple  # pixel at the centre of unit (0, 0); .5 where the size is even
 
+    def box(self, row: int, col: int) -> tuple[int, int, int, int]:
+        """The pixels (top, left, bottom, right) that unit (row, col) reads; half-open, not clipped."""
+        sides = [value if isinstance(value, tuple) else (value, value) for value in self]
+        near = [
+            int(start - (size - 1) / 2 + jump * unit)
+            for size, jump, start, unit in zip(*sides, (row, col), strict=True)
+        ]
+        return near[0], near[1], near[0] + sides[0][0], near[1] + sides[0][1]
+
 
 def needed(units: tuple[int, int], kernel: int, stride=1, padding=0, dilation=1) -> tuple[int, int]:
     """The inputs [a, e) that the units [first, end) read; below 0 or past the map where they read padding."""

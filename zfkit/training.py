@@ -98,7 +98,15 @@ CONFIGS = {
         replace(_PLAIN, name="zfnet-menagerie-s1", seed=1),
         replace(_PLAIN, name="zfnet-menagerie-s2", seed=2),
         # without batch norm the modern recipe stays at chance from N(0, 0.01^2)
-        replace(_PLAIN, name="zfnet-menagerie-lrn", network=_LRN, lr=0.03, init_std="he", fc_init_std="he"),
+        replace(
+            _PLAIN,
+            name="zfnet-menagerie-lrn",
+            epochs=30,
+            network=_LRN,
+            lr=0.03,
+            init_std="he",
+            fc_init_std="he",
+        ),
         replace(_PLAIN, name="shuffled-labels", shuffled_labels=True),
         replace(_PLAIN, name="zfnet-menagerie-hard", dataset="menagerie-hard"),
         replace(_PLAIN, name="zfnet-menagerie-paper", network=_LRN, epochs=70, **PAPER),
