@@ -29,9 +29,7 @@ def chapter(folder, name, *sources, parameters=PARAMETERS):
     folder.mkdir(parents=True, exist_ok=True)
     cells = [new_markdown_cell(f"# {name}\n\nWords with $x^2$."), new_code_cell(parameters)]
     cells[1].metadata["tags"] = ["parameters"]
-    book.write(
-        book.clean(new_notebook(cells=cells + [new_code_cell(s) for s in sources])), folder / f"{name}.ipynb"
-    )
+    book.write(book.clean(new_notebook(cells=cells + [new_code_cell(s) for s in sources])), folder / f"{name}.ipynb")
     return folder / f"{name}.ipynb"
 
 
@@ -116,9 +114,7 @@ def test_one_failing_chapter_does_not_stop_the_others(house, capsys, monkeypatch
     assert "01_broken failed in cell 3: LookupError: no such leaf\n" in printed
     assert "02_fatal failed in " in printed and "second line" not in printed
     assert json.loads((out / "results" / "00-s5.json").read_text())["chapter"] == "00"
-    assert book.results("00", started, out / "results") and not book.results(
-        "00", time.time() + 9, out / "results"
-    )
+    assert book.results("00", started, out / "results") and not book.results("00", time.time() + 9, out / "results")
     pages = {path.name for path in (out / "site").glob("*.html")}
     assert "00_fine.html" in pages and not {"01_broken.html", "02_fatal.html"} & pages
     first = (out / "site" / "index.html").read_text()
@@ -137,16 +133,12 @@ def outside_requests(site) -> list[str]:
     styles = r"""(?:@import|url\()\s*["']?(?:https?:)?//[^"')\s]+"""
     scripts = r"""(?:import|importScripts|fetch)\s*\(\s*["'](?:https?:)?//[^"']+"""
     for path in site.rglob("*"):
-        wanted = {".html": (loads, links, styles, scripts), ".css": (styles,), ".js": (scripts,)}.get(
-            path.suffix
-        )
+        wanted = {".html": (loads, links, styles, scripts), ".css": (styles,), ".js": (scripts,)}.get(path.suffix)
         if wanted and "mathjax" not in path.parts:
             text = path.read_text(errors="replace")
             found += [f"{path.name}: {hit[0]}" for pattern in wanted for hit in re.finditer(pattern, text)]
         elif path.suffix == ".js" and path.name.startswith("tex-"):
-            found += [
-                f"{path.name}: {hit[0]}" for hit in re.finditer(scripts, path.read_text(errors="replace"))
-            ]
+            found += [f"{path.name}: {hit[0]}" for hit in re.finditer(scripts, path.read_text(errors="replace"))]
     return found
 
 
@@ -195,17 +187,13 @@ def test_chapters_command_writes_cleaned_notebooks_and_results(house, monkeypatc
 
 
 def slider_cell(with_picture):
-    data = {book.VIEW: {"model_id": "0"}, "text/plain": "a grey dot"} | (
-        {"image/png": PIXELS} if with_picture else {}
-    )
+    data = {book.VIEW: {"model_id": "0"}, "text/plain": "a grey dot"} | ({"image/png": PIXELS} if with_picture else {})
     output = new_output("display_data", data=data, metadata={book.VIEW: {}})
     return new_code_cell("live()", execution_count=1, outputs=[output])
 
 
 def test_clean_drops_the_view_and_keeps_the_still():
-    notebook = new_notebook(
-        cells=[slider_cell(True), slider_cell(False)], metadata={"widgets": {}, "papermill": {}}
-    )
+    notebook = new_notebook(cells=[slider_cell(True), slider_cell(False)], metadata={"widgets": {}, "papermill": {}})
     notebook.cells[0].metadata = nbformat.from_dict({"papermill": {}, "execution": {}, "tags": ["a"]})
     book.clean(notebook)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
@@ -268,10 +256,7 @@ def test_base64_of_a_picture_is_no_path(tmp_path):
     notebook = broken("none")
     notebook.metadata.pop("none")
     notebook.cells[0].outputs = [
-        new_output(
-            "display_data",
-            data={"image/png": "a=/home/abc", "text/html": '<img src="data:image/png;,/tmp/x">'},
-        )
+        new_output("display_data", data={"image/png": "a=/home/abc", "text/html": '<img src="data:image/png;,/tmp/x">'})
     ]
     nbformat.write(notebook, tmp_path / "a.ipynb")
     assert book.faults(tmp_path / "a.ipynb") == []
@@ -308,7 +293,5 @@ def test_doctor_says_what_is_wrong_and_what_to_do(monkeypatch, capsys, tmp_path)
 
 def test_unknown_subcommand_and_argument_exit_with_2():
     for words in (["nonsense"], ["doctor", "--loud"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "zfkit", *words], capture_output=True, text=True, cwd=book.ROOT
-        )
+        done = subprocess.run([sys.executable, "-m", "zfkit", *words], capture_output=True, text=True, cwd=book.ROOT)
         assert done.returncode == 2 and "Traceback" not in done.stderr

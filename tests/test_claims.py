@@ -34,20 +34,7 @@ def test_there_are_36_claims_each_with_all_that_decides_it():
 
 def test_bounds_are_those_of_the_fact_sheet():
     """Every number that a row of the fact sheet's claims names, and zero where it only asks for a difference."""
-    named = {
-        1: 0.75,
-        4: 1e-5,
-        5: 0.2,
-        12: 2,
-        13: 1,
-        14: 0.3,
-        15: 0.95,
-        16: 0.2,
-        24: 3,
-        25: 0.1,
-        27: 0.1,
-        30: 2,
-    }
+    named = {1: 0.75, 4: 1e-5, 5: 0.2, 12: 2, 13: 1, 14: 0.3, 15: 0.95, 16: 0.2, 24: 3, 25: 0.1, 27: 0.1, 30: 2}
     named |= {32: 0.1, 33: 10, 35: 0.9, 36: 2, 3: 0.5}
     assert {n: c.bound for n, c in CLAIMS.items() if c.bound} == named
     assert {n for n, c in CLAIMS.items() if c.side == "below"} == {4, 16}
@@ -133,9 +120,7 @@ def test_bootstrap_covers_the_mean_of_a_known_distribution():
     for trial in range(200):
         _, (low, high) = bootstrap(draw.exponential(2.0, 60), repeats=300, seed=trial)
         inside += low < 2.0 < high
-    assert (
-        0.87 < inside / 200 < 0.98
-    )  # 95 % nominal; a percentile interval of a skewed mean is a little short
+    assert 0.87 < inside / 200 < 0.98  # 95 % nominal; a percentile interval of a skewed mean is a little short
 
 
 def test_bootstrap_is_as_wide_as_the_standard_error_and_seeded():

@@ -63,9 +63,7 @@ def class_folders(base, classes=("ant", "bee"), count=10, **options):
 
 def test_tiny_imagenet_from_folder_and_archive_alike(root):
     base = tiny_imagenet(root)
-    folder = {
-        split: load_images("tiny-imagenet-100", split) for split in ("train", "validation", "test", "all")
-    }
+    folder = {split: load_images("tiny-imagenet-100", split) for split in ("train", "validation", "test", "all")}
     assert [len(part.images) for part in folder.values()] == [27, 3, 3, 33]
     assert folder["test"].classes == ("two", "one", "three")  # the order of wnids.txt
     assert sorted(folder["test"].labels) == [0, 1, 2] and folder["test"].labels.dtype == np.int64
@@ -140,18 +138,10 @@ def test_folder_with_splits_keeps_them(root):
     for split, count in (("train", 10), ("val", 3), ("test", 2)):
         class_folders(root / "own" / split, count=count, size=(8, 8))
     name = f"folder:{root / 'own'}"
-    assert [len(load_images(name, split, 8).images) for split in ("train", "validation", "test")] == [
-        20,
-        6,
-        4,
-    ]
+    assert [len(load_images(name, split, 8).images) for split in ("train", "validation", "test")] == [20, 6, 4]
     for path in (root / "own/test").rglob("*.png"):
         path.unlink()
-    assert [len(load_images(name, split, 8).images) for split in ("train", "validation", "test")] == [
-        18,
-        2,
-        6,
-    ]
+    assert [len(load_images(name, split, 8).images) for split in ("train", "validation", "test")] == [18, 2, 6]
 
 
 def cifar_rows(seed, count):
@@ -179,9 +169,7 @@ def test_cifar10_in_its_three_forms(root):
         np.hstack([np.arange(10, dtype=np.uint8)[:, None], planes]).tofile(binary / file)
     test = load_images("cifar10", "test")
     assert np.array_equal(test.images, cifar_rows(0, 10)[test.labels])
-    assert (
-        len(load_images("cifar10", "train").images) + len(load_images("cifar10", "validation").images) == 50
-    )
+    assert len(load_images("cifar10", "train").images) + len(load_images("cifar10", "validation").images) == 50
 
     class_folders(root / "cifar10/train", datasets.CIFAR10, 2, size=(32, 32))
     class_folders(root / "cifar10/test", datasets.CIFAR10, 1, size=(32, 32))
@@ -202,11 +190,7 @@ def test_imagenet_labels_are_positions_in_the_list_of_1000(root):
     (root / "imagenet-samples/labels.tsv").write_text(lines)
     for name, split in (("imagenet", "test"), ("imagenet-samples", "all")):
         found = load_images(name, split, size=16)
-        assert (
-            sorted(found.labels) == [3, 700]
-            and found.classes[700] == "thing 700"
-            and len(found.classes) == 1000
-        )
+        assert sorted(found.labels) == [3, 700] and found.classes[700] == "thing 700" and len(found.classes) == 1000
 
 
 def test_limit_is_a_prefix_and_is_not_cached(root, tmp_path):
@@ -297,9 +281,7 @@ def test_a_truncated_archive_is_refused(root, monkeypatch, share, suffix, mode):
     base = tiny_imagenet(root)
     packed(root, base.name, f"tiny-imagenet-100.{suffix}", mode)
     places, layout, size = datasets.DATASETS["tiny-imagenet-100"]
-    monkeypatch.setitem(
-        datasets.DATASETS, "tiny-imagenet-100", ([f"tiny-imagenet-100.{suffix}"], layout, size)
-    )
+    monkeypatch.setitem(datasets.DATASETS, "tiny-imagenet-100", ([f"tiny-imagenet-100.{suffix}"], layout, size))
     path = root / f"tiny-imagenet-100.{suffix}"
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     refused(["tiny-imagenet-100", path.name, "damaged"], "tiny-imagenet-100", "train")

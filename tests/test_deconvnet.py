@@ -13,9 +13,7 @@ from zennit.composites import DeconvNet
 from zfkit.deconvnet import NotAChain, feature_maps, project
 from zfkit.networks import alexnet, zfnet
 
-SMALL = dict(
-    size=63, channels=(8, 12, 16, 16, 12), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(20, 20)
-)
+SMALL = dict(size=63, channels=(8, 12, 16, 16, 12), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(20, 20))
 
 
 def he(net, seed=0):
@@ -68,9 +66,7 @@ def unit(net, images, layer):
 
 def test_a_4x4_image_by_hand():
     # one filter (1, -2) along the row, rectified, pooled 2x2; bias of +5 in the filter must play no part
-    net = nn.Sequential(
-        nn.Conv2d(1, 1, (1, 2), padding=(0, 0)), nn.ReLU(), nn.MaxPool2d((2, 1)), nn.Conv2d(1, 1, 1)
-    )
+    net = nn.Sequential(nn.Conv2d(1, 1, (1, 2), padding=(0, 0)), nn.ReLU(), nn.MaxPool2d((2, 1)), nn.Conv2d(1, 1, 1))
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([1.0, -2.0]).view(1, 1, 1, 2))
         net[0].bias.fill_(5.0)
@@ -152,9 +148,7 @@ def test_routes_agree_on_every_stage(norm):
 def test_the_options_change_the_picture(options):
     net, images = small(), pictures(2, 63)
     channel = strongest_channel(net, images, "conv5")
-    same = difference(
-        project(net, images, "conv5", channel, **options), project(net, images, "conv5", channel)
-    )
+    same = difference(project(net, images, "conv5", channel, **options), project(net, images, "conv5", channel))
     assert same > 0.01 if options else same == 0
 
 
@@ -170,9 +164,7 @@ BIG = {
 SLOW = ("tv-vgg11", "tv-vgg16-bn", "alexnet-dense", "tv-alexnet-class")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in BIG]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in BIG])
 def test_routes_agree_on_the_big_networks(name):
     build, size, layer = BIG[name]
     net, images = he(build()).double(), pictures(1, size)
@@ -188,16 +180,12 @@ def test_routes_agree_on_the_big_networks(name):
 def by_captum(net, module, images, channel, place):
     where = (channel, *place)
     with pytest.warns(UserWarning):  # it sets hooks, and says so
-        return NeuronDeconvolution(net, net.get_submodule(module)).attribute(
-            images.clone().requires_grad_(), where
-        )
+        return NeuronDeconvolution(net, net.get_submodule(module)).attribute(images.clone().requires_grad_(), where)
 
 
 def by_zennit(net, module, images, channel, place):
     kept = []
-    handle = net.get_submodule(module).register_forward_hook(
-        lambda module, inputs, output: kept.append(output)
-    )
+    handle = net.get_submodule(module).register_forward_hook(lambda module, inputs, output: kept.append(output))
     images = images.clone().requires_grad_()
     with DeconvNet().context(net) as changed:
         changed(images)
@@ -249,15 +237,10 @@ def test_skipping_lrn_equals_captum_with_lrn_passed_through(route):
     channel, place, values = unit(net, images, "conv5")
     wrapped = copy.deepcopy(net)
     wrapped.norm1, wrapped.norm2 = Skipped(net.norm1), Skipped(net.norm2)
-    expected = by_captum(wrapped, "relu5", images, channel, place) * values.view(
-        -1, 1, 1, 1
-    )  # start: the activation
+    expected = by_captum(wrapped, "relu5", images, channel, place) * values.view(-1, 1, 1, 1)  # start: the activation
     ours = project(net, images, "conv5", channel, place, route=route)
     assert difference(ours, expected) < 1e-12
-    assert (
-        difference(project(net, images, "conv5", channel, place, route=route, lrn="derivative"), expected)
-        > 0.05
-    )
+    assert difference(project(net, images, "conv5", channel, place, route=route, lrn="derivative"), expected) > 0.05
 
 
 @pytest.mark.parametrize("builder, layer", [("resnet18", "layer2.1.conv2"), ("squeezenet1_1", "features.6")])
@@ -284,13 +267,9 @@ def test_gradient_and_guided_rules_equal_autograd_and_captum():
     below = images.clone().requires_grad_()
     value = net[: list(net._modules).index("relu5") + 1](below)[:, channel, place[0], place[1]].sum()
     expected = torch.autograd.grad(value, below)[0]
-    assert (
-        difference(project(net, images, "conv5", channel, place, rule="gradient", **same), expected) < 1e-12
-    )
+    assert difference(project(net, images, "conv5", channel, place, rule="gradient", **same), expected) < 1e-12
     with pytest.warns(UserWarning):
-        guided = NeuronGuidedBackprop(net, net.relu5).attribute(
-            images.clone().requires_grad_(), (channel, *place)
-        )
+        guided = NeuronGuidedBackprop(net, net.relu5).attribute(images.clone().requires_grad_(), (channel, *place))
     assert difference(project(net, images, "conv5", channel, place, rule="guided", **same), guided) < 1e-12
     assert difference(expected, guided) > 0.1
 
@@ -346,16 +325,12 @@ def test_float32_and_channels_last_agree_with_float64():
 
 
 def test_feature_maps_are_those_of_running_the_layers_by_hand():
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)
-    ).double()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)).double()
     images = pictures(2, 9)
     got = feature_maps(net, images, ["3", "0", "2"])
     assert list(got) == ["3", "0", "2"]
     conv1 = F.conv2d(images, net[0].weight, net[0].bias)
-    assert (conv1 < 0).any() and torch.equal(
-        got["0"], conv1
-    )  # not the map that the in-place ReLU left behind
+    assert (conv1 < 0).any() and torch.equal(got["0"], conv1)  # not the map that the in-place ReLU left behind
     assert torch.equal(got["3"], F.relu(F.conv2d(F.relu(conv1), net[2].weight, net[2].bias)))
 
 
@@ -402,9 +377,7 @@ def test_dropout_and_batch_norm_are_evaluated_and_modes_restored():
 
 
 def state(net):
-    hooks = [
-        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in net.modules()
-    ]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in net.modules()]
     grads = [(p.grad is None, p.requires_grad) for p in net.parameters()]
     return hooks, grads, [m.training for m in net.modules()], [sorted(vars(m)) for m in net.modules()]
 
@@ -450,12 +423,7 @@ def refused(match, net, images=None, layer="2", channel=0, position=None, **opti
 @pytest.mark.parametrize("route", ["auto", "mirror", "gradient"])
 def test_networks_that_no_route_can_take_are_refused(route):
     line = Functional.forward.__code__.co_firstlineno + 1
-    refused(
-        rf"relu\(\) in Functional.forward, test_deconvnet.py line {line}",
-        Functional(),
-        layer="head",
-        route=route,
-    )
+    refused(rf"relu\(\) in Functional.forward, test_deconvnet.py line {line}", Functional(), layer="head", route=route)
     for activation, name in ((nn.GELU(), "GELU"), (nn.ReLU6(), "ReLU6"), (nn.Sigmoid(), "Sigmoid")):
         net = nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.Conv2d(4, 4, 3))
         refused(rf"module '1'.*{name}", net, route=route)
@@ -470,20 +438,14 @@ def test_the_plain_gradient_takes_any_activation_and_what_lies_behind_the_layer_
 
 
 def test_layers_without_a_step_fall_to_the_gradient_route():
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Upsample(scale_factor=2)
-    )
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Upsample(scale_factor=2))
     for layer in ("1", "2"):
         refused("the mirror has no step for module", net, layer=layer, route="mirror")
         assert project(net, torch.randn(1, 3, 8, 8), layer, 0).shape == (1, 3, 8, 8)
 
 
 def test_a_compiled_network_is_refused():
-    refused(
-        "compiled .* hides its layers",
-        torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())),
-        layer="1",
-    )
+    refused("compiled .* hides its layers", torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), layer="1")
 
 
 def test_bad_arguments_are_refused_in_one_line():

@@ -142,11 +142,7 @@ class Dynamic(nn.Module):
     "net, layer, message",
     [
         (zfnet(size=99, fc=(9, 9)), "conv6", "unknown layer 'conv6'; valid: conv1"),
-        (
-            torchvision.models.alexnet(weights=None),
-            "classifier.1",
-            "AdaptiveAvgPool2d .* whole image or not known",
-        ),
+        (torchvision.models.alexnet(weights=None), "classifier.1", "AdaptiveAvgPool2d .* whole image or not known"),
         (nn.Sequential(nn.Upsample(scale_factor=2)), "0", "Upsample .* not known"),
         (Dynamic(), "conv", "cannot follow the layers of Dynamic"),
     ],
@@ -158,9 +154,7 @@ def test_refusals(net, layer, message):
 
 
 def test_a_unit_outside_the_image_is_refused():
-    with pytest.raises(
-        ValueError, match=r"unit \(40, 0\) of 'conv5' reads .* outside an image of \(224, 224\)"
-    ):
+    with pytest.raises(ValueError, match=r"unit \(40, 0\) of 'conv5' reads .* outside an image of \(224, 224\)"):
         window(on_paper(zfnet), "conv5", (40, 0), 224)
 
 

@@ -36,9 +36,7 @@ def test_normalize_is_torchvisions_to_rounding_and_channels_last():
     normalized = normalize(images, MEAN, STD)
     assert normalized.shape == (21, 3, 20, 24) and normalized.dtype == torch.float32
     assert normalized.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(
-        normalized, torch.stack([by_torchvision(p) for p in images]), rtol=0, atol=2e-6
-    )
+    torch.testing.assert_close(normalized, torch.stack([by_torchvision(p) for p in images]), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"crop": 16}, {"shift": 5}, {"crop": 13, "shift": 7, "flip": True}])
@@ -52,16 +50,12 @@ def test_batches_are_the_windows_of_the_plan(options):
         assert plan[1].min() < 0 and plan[1].max() > 20 - size[0]  # over both borders
     normalized, labels = (torch.cat(parts) for parts in zip(*feed, strict=True))
     expected = [window(images[n], *rest, size, feed.shift) for n, *rest in plan.T.tolist()]
-    torch.testing.assert_close(
-        normalized, torch.stack([by_torchvision(p) for p in expected]), rtol=0, atol=2e-6
-    )
+    torch.testing.assert_close(normalized, torch.stack([by_torchvision(p) for p in expected]), rtol=0, atol=2e-6)
     assert labels.tolist() == (plan[0] % 5).tolist() and labels.dtype == torch.int64
     assert sorted(plan[0]) == list(range(21)) and list(plan[0]) != list(range(21))
 
 
-@pytest.mark.parametrize(
-    "options", [{"crop": 16, "flip": True}, {"shift": 5, "flip": True}, {"shuffle": False}]
-)
+@pytest.mark.parametrize("options", [{"crop": 16, "flip": True}, {"shift": 5, "flip": True}, {"shuffle": False}])
 def test_gather_and_stream_give_the_bits_of_the_slices(options):
     images = pictures()
     by_slices = list(loader(images, **options))
@@ -75,9 +69,7 @@ def streaming(images, **options):
     """The batches as a GPU gets them whose memory is too small, here on the CPU."""
     feed = loader(images, **options)
     steps = [feed.plan()[:, k : k + 8] for k in range(0, len(images), 8)]
-    for step, pixels in zip(
-        steps, loaders._streamed(images, [s[0] for s in steps], feed.device), strict=True
-    ):
+    for step, pixels in zip(steps, loaders._streamed(images, [s[0] for s in steps], feed.device), strict=True):
         yield loaders._windows(pixels, step[1:], feed.size, *feed.vectors), feed.labels[step[0]]
 
 
@@ -143,9 +135,7 @@ def test_arguments_that_do_not_fit_are_refused(options, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "images", [pictures().astype(np.float32), pictures()[..., :2], pictures()[:0], pictures()[0]]
-)
+@pytest.mark.parametrize("images", [pictures().astype(np.float32), pictures()[..., :2], pictures()[:0], pictures()[0]])
 def test_images_of_another_kind_are_refused(images):
     with pytest.raises(ValueError, match="needed are uint8"):
         normalize(images, MEAN, STD)

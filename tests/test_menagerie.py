@@ -59,9 +59,7 @@ def test_bytes_do_not_depend_on_the_cpu():
 CHANGES = {
     "emptied": {"show": "background"},
     "moved": {"pose": {"dx": 0.2, "dy": -0.15, "scale": 0.6, "rotation": 5.0, "flip": True}},
-    "parts left out": {
-        "skip": ("eye", "ear", "wheel", "crown", "petal", "sail", "key", "wall", "gore", "dial")
-    },
+    "parts left out": {"skip": ("eye", "ear", "wheel", "crown", "petal", "sail", "key", "wall", "gore", "dial")},
 }
 
 
@@ -136,9 +134,7 @@ def test_masks_agree_and_keypoints_lie_on_their_object():
         assert scene.image.dtype == np.uint8 and scene.image.shape == (96, 96, 3)
         assert not (scene.visible & ~scene.amodal).any() and scene.amodal.any()
         assert not (scene.parts[~scene.visible] > 0).any()
-        unnamed += (
-            scene.visible & (scene.parts == 0)
-        ).sum()  # two faint edges that add up to more than a half
+        unnamed += (scene.visible & (scene.parts == 0)).sum()  # two faint edges that add up to more than a half
         total += scene.visible.sum()
         hidden += (scene.amodal & ~scene.visible).any()
         for name, (x, y, visible) in scene.keypoints.items():
@@ -152,9 +148,7 @@ def test_labels_are_balanced_and_the_backdrop_tells_only_boat_and_balloon():
     images, labels = dataset(7, 48, 16)
     assert images.shape == (48, 16, 16, 3) and (np.bincount(labels) == 3).all()
     np.testing.assert_array_equal(images[20], render(7, 20, 16).image)
-    at_sea = [
-        render(7, 16 * k, 16, label=n).background == "water" for k in range(60) for n in ("boat", "dog")
-    ]
+    at_sea = [render(7, 16 * k, 16, label=n).background == "water" for k in range(60) for n in ("boat", "dog")]
     assert 0.7 < np.mean(at_sea[::2]) and np.mean(at_sea[1::2]) < 0.3
 
 
@@ -218,8 +212,7 @@ def test_two_processes_race_for_one_file(tmp_path):
     )
     env = os.environ | {"PYTHONPATH": str(ROOT), "ZFKIT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     racers = [
-        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
+        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
     digests = [racer.communicate(timeout=60)[0].strip() for racer in racers]
     assert digests == [hashlib.sha256(dataset(10, 130, 16)[0].tobytes()).hexdigest()] * 2

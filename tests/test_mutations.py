@@ -62,8 +62,7 @@ def has_the_size_of_the_image():
     net, images, *_ = case()
     try:
         sizes = [
-            project(net, images[..., :side, :side], "conv2", 1, (2, 2), route="mirror").shape[2:]
-            for side in (62, 63)
+            project(net, images[..., :side, :side], "conv2", 1, (2, 2), route="mirror").shape[2:] for side in (62, 63)
         ]
     except RuntimeError:  # the maps no longer fit
         return False
@@ -97,12 +96,7 @@ def test_the_code_as_it_is_passes(check):
 
 # --- the mutations: a name, the step replaced, and the check that must fail -----------------------------------
 
-down, transposed_filter, seed, unpool = (
-    deconvnet._down,
-    deconvnet.transposed_filter,
-    deconvnet._seed,
-    switches.unpool,
-)
+down, transposed_filter, seed, unpool = (deconvnet._down, deconvnet.transposed_filter, deconvnet._seed, switches.unpool)
 
 
 def overwriting_unpool(pooled, places, size, overlap="sum"):
@@ -117,9 +111,7 @@ def unpool_without_switches(pooled, places, size, overlap="sum"):
 def unpool_to_the_first_place(pooled, places, size, overlap="sum"):
     columns = torch.arange(pooled.shape[3]) * 2
     rows = torch.arange(pooled.shape[2]) * 2
-    fixed = (rows[:, None].clamp(max=size[0] - 1) * size[1] + columns.clamp(max=size[1] - 1)).expand_as(
-        places
-    )
+    fixed = (rows[:, None].clamp(max=size[0] - 1) * size[1] + columns.clamp(max=size[1] - 1)).expand_as(places)
     return unpool(pooled, fixed, size, overlap)
 
 
@@ -162,11 +154,7 @@ def pixels_rectified(signal, conv, size):
 
 
 def lrn_run_forward(step, signal, overlap, lrn):
-    return (
-        step.module(signal)
-        if isinstance(step.module, nn.LocalResponseNorm)
-        else down(step, signal, overlap, lrn)
-    )
+    return step.module(signal) if isinstance(step.module, nn.LocalResponseNorm) else down(step, signal, overlap, lrn)
 
 
 def lrn_differentiated(step, signal, overlap, lrn):
@@ -184,9 +172,7 @@ def sign_of_batch_norm_lost(step, signal, overlap, lrn):
 
 
 def batch_norm_run_forward(step, signal, overlap, lrn):
-    return (
-        step.module(signal) if isinstance(step.module, nn.BatchNorm2d) else down(step, signal, overlap, lrn)
-    )
+    return step.module(signal) if isinstance(step.module, nn.BatchNorm2d) else down(step, signal, overlap, lrn)
 
 
 def whole_map(layer, channel, position, start, maps):

@@ -89,11 +89,7 @@ def test_order_within_a_layer():
     batch = list(dict(on_paper(zfnet, 16, **SMALL).named_children()))
     assert batch[:4] == ["conv1", "bn1", "relu1", "pool1"]
     assert zf[-8:] == batch[-8:] == ["flatten", "fc6", "relu6", "drop6", "fc7", "relu7", "drop7", "fc8"]
-    assert list(dict(on_paper(zfnet, dropout=0, without=(7,)).named_children()))[-3:] == [
-        "fc6",
-        "relu6",
-        "fc8",
-    ]
+    assert list(dict(on_paper(zfnet, dropout=0, without=(7,)).named_children()))[-3:] == ["fc6", "relu6", "fc8"]
 
 
 def test_contrast_normalisation_has_the_constants():
@@ -125,9 +121,7 @@ def test_stages_name_the_rectified_map_and_what_a_layer_hands_on():
     assert resolve(nn.Sequential(nn.Sequential(nn.ReLU())), "0.0") == "0.0"
 
 
-@pytest.mark.parametrize(
-    "net", [on_paper(zfnet, 16, **SMALL), on_paper(alexnet, 10, 2, size=99, without=(3, 7))]
-)
+@pytest.mark.parametrize("net", [on_paper(zfnet, 16, **SMALL), on_paper(alexnet, 10, 2, size=99, without=(3, 7))])
 def test_build_makes_the_like_from_json(net):
     with torch.device("meta"):
         like = build(json.loads(json.dumps(net.config)))
@@ -163,10 +157,7 @@ REFUSED = [
     (dict(builder="zfnet", without=(1,)), "without names layer 1; valid: 2 to 7"),
     (dict(builder="zfnet", dropout=1.5), r"dropout must lie in \[0, 1\), not 1.5"),
     (dict(builder="zfnet", size=12), "size 12 is too small: the map of layer 2 would be empty"),
-    (
-        dict(builder="alexnet", groups=3, channels=(96, 255, 384, 384, 256)),
-        "groups 3 must divide every number",
-    ),
+    (dict(builder="alexnet", groups=3, channels=(96, 255, 384, 384, 256)), "groups 3 must divide every number"),
 ]
 
 

@@ -27,9 +27,7 @@ def one_by_one(net, image, size, stride, fill):
             yield covered
 
 
-@pytest.mark.parametrize(
-    "size, stride, fill", [(8, 8, 0.0), (16, 5, torch.tensor([0.5, -1.0, 2.0])[:, None, None])]
-)
+@pytest.mark.parametrize("size, stride, fill", [(8, 8, 0.0), (16, 5, torch.tensor([0.5, -1.0, 2.0])[:, None, None])])
 def test_equals_one_forward_pass_per_place(size, stride, fill):
     net, image = network(), torch.randn(1, 3, 47, 47, dtype=torch.float64)
     got = occlusion_maps(net, image, 2, size, stride, torch.as_tensor(fill).flatten(), "conv5", 3)
@@ -55,9 +53,7 @@ def test_other_than_square_images_and_rows_before_columns():
     image[0, :, 10:, 24:] = 5.0
     maps = occlusion_maps(net, image, 0, 10, 10)
     assert maps.probability.shape == (2, 3) and maps.activity is None
-    assert (
-        maps.probability.flatten().sub(maps.probability[0, 0]).abs().argmax() == 5
-    )  # only the last is bright
+    assert maps.probability.flatten().sub(maps.probability[0, 0]).abs().argmax() == 5  # only the last is bright
 
 
 def test_an_occluder_of_the_same_colour_changes_nothing_and_the_image_is_kept():
@@ -75,9 +71,7 @@ def test_the_strongest_map_is_followed_if_none_is_named():
     strongest = clean[0].flatten(1).amax(1).argmax().item()
     named = occlusion_maps(net, image, 0, 8, 8, layer="1", channel=strongest)
     assert torch.equal(occlusion_maps(net, image, 0, 8, 8, layer="1").activity, named.activity)
-    assert not torch.equal(
-        occlusion_maps(net, image, 0, 8, 8, layer="1", channel=(strongest + 1) % 4)[2], named[2]
-    )
+    assert not torch.equal(occlusion_maps(net, image, 0, 8, 8, layer="1", channel=(strongest + 1) % 4)[2], named[2])
 
 
 def test_modes_are_restored_and_no_hook_is_left():

@@ -17,9 +17,7 @@ def small_batches(monkeypatch):
 
 def network():
     torch.manual_seed(0)
-    return zfnet(
-        5, size=63, channels=(6, 8, 8, 8, 6), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(9, 9)
-    )
+    return zfnet(5, size=63, channels=(6, 8, 8, 8, 6), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(9, 9))
 
 
 def by_full_table(maps, k):
@@ -32,9 +30,7 @@ def by_full_table(maps, k):
             value, row, col = max((v, -r, -c) for r, line in enumerate(plane) for c, v in enumerate(line))
             peaks.append((value, image, -row, -col))
         rows.append(sorted(peaks, key=lambda peak: -peak[0])[:k])
-    return [
-        torch.tensor(field).T for field in zip(*[list(zip(*row, strict=True)) for row in rows], strict=True)
-    ]
+    return [torch.tensor(field).T for field in zip(*[list(zip(*row, strict=True)) for row in rows], strict=True)]
 
 
 @pytest.mark.parametrize("k", [1, 3, 10])

@@ -6,14 +6,9 @@ from torch.nn import functional as F
 
 from zfkit.switches import pool_with_switches, unpool
 
-PLANE = torch.tensor(
-    [
-        [1.0, 2.0, 0.0, 3.0],
-        [5.0, 0.0, 1.0, 1.0],
-        [0.0, 7.0, 2.0, 2.0],
-        [4.0, 1.0, 0.0, 6.0],
-    ]
-)[None, None]
+PLANE = torch.tensor([[1.0, 2.0, 0.0, 3.0], [5.0, 0.0, 1.0, 1.0], [0.0, 7.0, 2.0, 2.0], [4.0, 1.0, 0.0, 6.0]])[
+    None, None
+]
 
 
 def unpool_by_loop(pooled, switches, size, overlap="sum"):  # slow, and close to the paper's sentence
@@ -71,13 +66,7 @@ def test_the_largest_value_wins_even_if_all_claims_are_negative():
     assert unpool(above, switches, (4, 4), "max")[0, 0, 1, 1] == -1
 
 
-GEOMETRIES = [
-    (2, 2, 0, 1, False),
-    (3, 2, 0, 1, True),
-    (3, 2, 1, 1, False),
-    (2, 1, 1, 2, False),
-    (3, 3, 1, 2, True),
-]
+GEOMETRIES = [(2, 2, 0, 1, False), (3, 2, 0, 1, True), (3, 2, 1, 1, False), (2, 1, 1, 2, False), (3, 3, 1, 2, True)]
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

@@ -18,9 +18,7 @@ NETWORK = dict(
     builder="zfnet", num_classes=4, size=32, channels=(4, 6, 8, 8, 6), filters=(7, 5, 3, 3, 3),
     strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(16, 16), norm="batch",
 )  # fmt: skip
-TINY = Config(
-    "tiny", NETWORK, "made-up", size=32, epochs=3, batch_size=8, snapshots=(1, 3), precision="float32"
-)
+TINY = Config("tiny", NETWORK, "made-up", size=32, epochs=3, batch_size=8, snapshots=(1, 3), precision="float32")
 
 
 def made_up(count=37, seed=0):
@@ -109,9 +107,7 @@ def test_ctrl_c_leaves_a_checkpoint_after_a_whole_step(straight, tmp_path, monke
 
 
 def test_training_learns_and_records_each_epoch(tmp_path):
-    config = replace(
-        TINY, epochs=20, lr=0.02, init_std=None, snapshots=(2,), network={**NETWORK, "dropout": 0.0}
-    )
+    config = replace(TINY, epochs=20, lr=0.02, init_std=None, snapshots=(2,), network={**NETWORK, "dropout": 0.0})
     data = DATA | dict(train=made_up(160, 1))
     seen = []
     net, history = train(
@@ -121,29 +117,16 @@ def test_training_learns_and_records_each_epoch(tmp_path):
     assert history["test_accuracy"] >= 0.9 and history["test_images"] == 20
     first, last = history["epochs"][0], history["epochs"][-1]
     assert last["loss"] < 0.5 * first["loss"] and last["epoch"] == 20 and last["cpu_seconds"] > 0
-    assert set(first) == {
-        "epoch",
-        "loss",
-        "train_accuracy",
-        "validation_accuracy",
-        "lr",
-        "seconds",
-        "cpu_seconds",
-    }
+    assert set(first) == {"epoch", "loss", "train_accuracy", "validation_accuracy", "lr", "seconds", "cpu_seconds"}
     json.dumps(history, allow_nan=False)
 
 
 def test_a_finished_run_is_read_not_trained_again(straight, tmp_path):
     seen = []
     for _ in range(2):
-        net, history = train(
-            TINY, folder=tmp_path, data=DATA, progress=False, callback=lambda e, n: seen.append(e)
-        )
+        net, history = train(TINY, folder=tmp_path, data=DATA, progress=False, callback=lambda e, n: seen.append(e))
     assert seen == [1, 2, 3]
-    assert (
-        same(net.state_dict(), straight[0].state_dict())
-        and history["test_accuracy"] == straight[1]["test_accuracy"]
-    )
+    assert same(net.state_dict(), straight[0].state_dict()) and history["test_accuracy"] == straight[1]["test_accuracy"]
 
 
 def test_the_final_weights_survive_float16_unchanged(straight):
@@ -310,10 +293,7 @@ def test_the_command_line_trains_changes_fields_and_refuses(tmp_path, monkeypatc
     monkeypatch.setitem(CONFIGS, "tiny", TINY)
     monkeypatch.setattr(training, "load_images", lambda name, split, size: DATA[split])
     monkeypatch.setattr(training, "cache_dir", lambda: tmp_path)
-    assert (
-        training.main(["tiny", "--set", "epochs=1", "--set", "network.fc=[8, 8]", "--set", "snapshots=[1]"])
-        == 0
-    )
+    assert training.main(["tiny", "--set", "epochs=1", "--set", "network.fc=[8, 8]", "--set", "snapshots=[1]"]) == 0
     assert "test images are right" in capsys.readouterr().out
     assert len(list(tmp_path.glob("training/tiny-*/checkpoint.safetensors"))) == 1
     for args, word in (["nothing"], "zfnet-menagerie"), (["tiny", "--set", "speed=1"], "batch_size"):
@@ -323,6 +303,4 @@ def test_the_command_line_trains_changes_fields_and_refuses(tmp_path, monkeypatc
 
 
 def test_seconds_needed_grows_with_the_epochs():
-    assert training.seconds_needed(replace(TINY, epochs=300)) > 10 * training.seconds_needed(
-        replace(TINY, epochs=3)
-    )
+    assert training.seconds_needed(replace(TINY, epochs=300)) > 10 * training.seconds_needed(replace(TINY, epochs=3))

@@ -16,15 +16,7 @@ from zfkit import training, weights
 from zfkit.datasets import Images, data_root
 from zfkit.networks import build
 from zfkit.training import CONFIGS, start_network
-from zfkit.weights import (
-    load_network,
-    load_or_train,
-    load_published,
-    load_state,
-    publish,
-    save_weights,
-    snapshots,
-)
+from zfkit.weights import load_network, load_or_train, load_published, load_state, publish, save_weights, snapshots
 
 HISTORY = dict(
     classes=list("abcd"), mean=[0.5] * 3, std=[0.25] * 3, precision="float32", validation_accuracy=0.5,
@@ -84,9 +76,7 @@ def test_a_published_network_comes_back_the_same_with_its_card(house):
 def test_two_dimensions_and_more_are_shipped_as_float16_the_rest_as_it_is(house):
     published()
     for key, tensor in load_file(house / "tiny.safetensors").items():
-        assert tensor.dtype == (
-            torch.float16 if tensor.ndim > 1 else torch.int64 if "num_b" in key else torch.float32
-        )
+        assert tensor.dtype == (torch.float16 if tensor.ndim > 1 else torch.int64 if "num_b" in key else torch.float32)
 
 
 def test_the_card_normalizes_by_its_own_mean_and_resizes_to_a_centred_square(house):
@@ -97,14 +87,10 @@ def test_the_card_normalizes_by_its_own_mean_and_resizes_to_a_centred_square(hou
     normalized = card.normalize(images)
     assert normalized.shape == (2, 3, 32, 32) and normalized.is_contiguous(memory_format=torch.channels_last)
     inside = normalized[:, :, 2:-2, 2:-2]
-    expected = (torch.tensor([0.2, 0.4, 1.0]) - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor(
-        [0.5, 0.25, 0.2]
-    )
+    expected = (torch.tensor([0.2, 0.4, 1.0]) - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([0.5, 0.25, 0.2])
     assert torch.allclose(inside, expected.view(1, 3, 1, 1).expand_as(inside), atol=1e-5)
     same_size = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
-    assert card.normalize(same_size)[0, 1, 4, 5].item() == pytest.approx(
-        (same_size[0, 4, 5, 1] / 255 - 0.2) / 0.25
-    )
+    assert card.normalize(same_size)[0, 1, 4, 5].item() == pytest.approx((same_size[0, 4, 5, 1] / 255 - 0.2) / 0.25)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +130,7 @@ def test_a_damaged_file_is_a_one_line_error_that_names_it(house, name, file):
     assert one_line(error)
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "[1]", "{}", '{"config": 3}', '{"config": {"network": {"builder": "no"}}}']
-)
+@pytest.mark.parametrize("content", ["{", "[1]", "{}", '{"config": 3}', '{"config": {"network": {"builder": "no"}}}'])
 def test_a_damaged_sidecar_is_a_one_line_error(house, content):
     published()
     (house / "tiny.json").write_text(content)
@@ -307,9 +291,7 @@ def test_figure_layers_of_well_known_networks(name, layers):
 @real
 def test_the_real_alexnet_has_caffes_geometry():
     net, card = load_network("alexnet-imagenet")
-    assert (
-        card.size == 227 and card.layers == ("conv1", "conv2", "conv3", "conv4", "conv5") and not card.classes
-    )
+    assert card.size == 227 and card.layers == ("conv1", "conv2", "conv3", "conv4", "conv5") and not card.classes
     assert net.norm1.k == 1.0 and net.conv2.groups == 2 and net.conv3.groups == 1
     assert net(card.normalize(np.zeros((1, 227, 227, 3), np.uint8))).shape == (1, 256, 6, 6)
 

@@ -16,9 +16,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m zfkit", description="Run, write and check the chapters.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("book", help="run chapters, print their verdicts, build the site")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter, for every chapter"
-    )
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter, for every chapter")
     run.add_argument("--out", type=Path, default=book.ROOT / "build", help="folder of what is made (build)")
     write = commands.add_parser("chapters", help="run with committed defaults, clean, rewrite notebooks/")
     for command in (run, write):
@@ -28,9 +26,7 @@ def arguments() -> argparse.ArgumentParser:
     clean = commands.add_parser("clean", help="drop widget views and run traces from notebooks")
     clean.add_argument("files", nargs="*", type=Path, help="notebooks; all chapters if not given")
     clean.add_argument("--check", action="store_true", help="change nothing; exit 1 and say what is unclean")
-    commands.add_parser(
-        "train", help="train a network by name; `train --help` lists what it takes", add_help=False
-    )
+    commands.add_parser("train", help="train a network by name; `train --help` lists what it takes", add_help=False)
     commands.add_parser("doctor", help="check the installation")
     return parser
 
@@ -87,9 +83,7 @@ def table(runs: list[book.Run]) -> str:
     lines = [f"{'chapter':{width}}  seconds  verdicts"]
     for run in runs:
         found = "; ".join(f"{number} {verdict}" for number, verdict in sorted(run.verdicts.items()))
-        lines.append(
-            f"{run.source.stem:{width}}  {run.seconds:7.1f}  {'FAILED' if run.error else found or '-'}"
-        )
+        lines.append(f"{run.source.stem:{width}}  {run.seconds:7.1f}  {'FAILED' if run.error else found or '-'}")
     lines += [f"{run.source.stem} failed in {run.error}" for run in runs if run.error]
     return "\n".join(lines)
 
@@ -109,9 +103,7 @@ def clean(options) -> int:
 
 def doctor() -> list[tuple[bool, str]]:
     """What was checked: true or false, and a line that says what is there or what is wrong and what to do."""
-    lines = [
-        (sys.version_info >= (3, 11), f"python {sys.version.split()[0]}; do install Python 3.11 or newer")
-    ]
+    lines = [(sys.version_info >= (3, 11), f"python {sys.version.split()[0]}; do install Python 3.11 or newer")]
     for package in ("torch", "torchvision", "ipywidgets", "jupyterlab", "papermill", "sphinx"):
         try:
             lines.append((True, f"{package} {importlib.metadata.version(package)}"))
@@ -129,9 +121,7 @@ def kernel() -> tuple[bool, str]:
         program = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
         return False, "kernel python3 is missing; do `make install`"
-    here = Path(program).name == program or os.path.samefile(
-        Path(program).parent, Path(sys.executable).parent
-    )
+    here = Path(program).name == program or os.path.samefile(Path(program).parent, Path(sys.executable).parent)
     return here, f"kernel python3 is {program}; do set JUPYTER_PREFER_ENV_PATH=1 or remove the stray kernel"
 
 
@@ -147,10 +137,7 @@ def vision() -> tuple[bool, str]:
         import torch
         import torchvision  # noqa: F401 (its import fails where the two builds differ)
     except (ImportError, RuntimeError) as error:
-        return (
-            False,
-            f"torch with torchvision: {str(error).splitlines()[0]}; do install builds that belong together",
-        )
+        return (False, f"torch with torchvision: {str(error).splitlines()[0]}; do install builds that belong together")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, chapters run on the CPU"
     return True, f"device: {gpu}"
 
@@ -163,20 +150,10 @@ def space() -> tuple[bool, str]:
 
 def data() -> tuple[bool, str]:
     """Which data are at hand?"""
-    root, cache = (
-        os.environ.get("ZFKIT_DATA"),
-        Path(os.environ.get("ZFKIT_CACHE", book.ROOT / "data" / "cache")),
-    )
-    made = (
-        "menagerie in the cache"
-        if any(cache.glob("*menagerie*"))
-        else "menagerie rendered when first asked for"
-    )
+    root, cache = (os.environ.get("ZFKIT_DATA"), Path(os.environ.get("ZFKIT_CACHE", book.ROOT / "data" / "cache")))
+    made = "menagerie in the cache" if any(cache.glob("*menagerie*")) else "menagerie rendered when first asked for"
     if root and not Path(root).is_dir():
-        return (
-            False,
-            f"data: ZFKIT_DATA={root} is no folder; do set it to where the real sets lie, or unset it",
-        )
+        return (False, f"data: ZFKIT_DATA={root} is no folder; do set it to where the real sets lie, or unset it")
     sets = ", ".join(sorted(path.name for path in Path(root).iterdir())) if root else "no ZFKIT_DATA"
     return True, f"data: {made}; {sets}"
 

@@ -46,9 +46,7 @@ def chapters(names: str | None = None, folder: Path | None = None) -> list[Path]
         return list(found.values())
     picked = []
     for name in filter(None, names.replace(" ", "").split(",")):
-        hits = [
-            stem for stem in found if name.removesuffix(".ipynb") == stem or stem.startswith(f"{name:0>2}_")
-        ]
+        hits = [stem for stem in found if name.removesuffix(".ipynb") == stem or stem.startswith(f"{name:0>2}_")]
         if not hits:
             known = ", ".join(stem[:2] for stem in found) or "none"
             raise ValueError(f"no chapter {name!r}; there are: {known}")
@@ -105,9 +103,7 @@ def settings(sources: list[Path], pairs: list[str]) -> dict[Path, dict]:
     return values
 
 
-def run_chapter(
-    source: Path, target: Path, values: dict, *, threads: int = 1, timeout: int = 600, tick=None
-) -> Run:
+def run_chapter(source: Path, target: Path, values: dict, *, threads: int = 1, timeout: int = 600, tick=None) -> Run:
     """The run of one chapter in processes of its own; a failure is in its `error`, never raised.
 
     values: typed parameters, already checked. timeout: seconds a cell. tick() is called after every cell.
@@ -162,24 +158,17 @@ def results(chapter: str, since: float, folder: Path = RESULTS) -> list[Path]:
     return [path for path in written if json.loads(path.read_text()).get("chapter", "")[:2] == chapter]
 
 
-def run_all(
-    sources: list[Path], folder: Path, values: dict, *, jobs: int = 2, timeout: int = 600
-) -> list[Run]:
+def run_all(sources: list[Path], folder: Path, values: dict, *, jobs: int = 2, timeout: int = 600) -> list[Run]:
     """The runs of all chapters, `jobs` at a time under a progress bar; one that fails does not stop the others."""
     from tqdm import tqdm
 
     threads = max(1, cores() // max(1, min(jobs, len(sources))))
     cells = sum(len(read(path).cells) for path in sources)
-    with (
-        tqdm(total=cells, unit="cell", desc=f"{len(sources)} chapters") as bar,
-        ThreadPoolExecutor(jobs) as pool,
-    ):
+    with tqdm(total=cells, unit="cell", desc=f"{len(sources)} chapters") as bar, ThreadPoolExecutor(jobs) as pool:
 
         def run(source):
             target = folder / source.name
-            return run_chapter(
-                source, target, values[source], threads=threads, timeout=timeout, tick=bar.update
-            )
+            return run_chapter(source, target, values[source], threads=threads, timeout=timeout, tick=bar.update)
 
         return list(pool.map(run, sources))
 
@@ -291,9 +280,7 @@ def site(runs: list[Run], out: Path) -> tuple[Path, list[str]]:
         run = fresh.get(path)
         if run is None:
             unrun = any(fault.endswith("not executed") for fault in faults(path))
-            notes.append(
-                f"{path.stem}: " + ("left out, never executed" if unrun else "as committed, not run now")
-            )
+            notes.append(f"{path.stem}: " + ("left out, never executed" if unrun else "as committed, not run now"))
         elif run.error:
             notes.append(f"{path.stem}: left out, it failed in {run.error}")
         if not notes or notes[-1].split(":")[0] != path.stem or notes[-1].endswith("not run now"):
@@ -306,9 +293,7 @@ def site(runs: list[Run], out: Path) -> tuple[Path, list[str]]:
         [sys.executable, "-m", "sphinx", "-q", "-b", "html", source, part], capture_output=True, text=True
     )
     if done.returncode:
-        raise RuntimeError(
-            f"the site was not built: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-        )
+        raise RuntimeError(f"the site was not built: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     shutil.rmtree(out / "site", ignore_errors=True)
     os.replace(part, out / "site")
     return out / "site" / "index.html", notes + done.stderr.strip().splitlines()

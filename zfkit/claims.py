@@ -160,9 +160,7 @@ class Book:
     def __init__(self, chapter, dataset, network, seed, quick, out=""):
         self.run = dict(chapter=chapter, dataset=dataset, network=network, seed=seed, quick=quick)
         folder = Path(out) if out else Path(__file__).resolve().parents[1] / "build" / "results"
-        name = "-".join(
-            str(part) for part in (chapter, dataset, network, f"s{seed}", "quick" if quick else "long")
-        )
+        name = "-".join(str(part) for part in (chapter, dataset, network, f"s{seed}", "quick" if quick else "long"))
         self.path = folder / f"{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}.json"
         self.verdicts: dict[int, dict] = {}
 
@@ -192,9 +190,7 @@ def record(number: int, value, interval, *, reason: str = "", detail: dict | Non
     without its value, or before `start`.
     """
     if _book is None:
-        raise ValueError(
-            "no run is open: call zfkit.claims.start(chapter, dataset, network, seed, quick) first"
-        )
+        raise ValueError("no run is open: call zfkit.claims.start(chapter, dataset, network, seed, quick) first")
     if number not in CLAIMS:
         raise ValueError(f"no claim {number!r}; valid: 1 to {len(CLAIMS)}")
     verdict = _decide(CLAIMS[number], value, interval, reason)
@@ -213,17 +209,11 @@ def _decide(claim: Claim, value, interval, reason: str) -> Verdict:
         raise ValueError(f"claim {claim.number}: value {value} and interval ({low}, {high}) must be finite")
     slack = 1e-9 * max(1.0, abs(value))
     if not low - slack <= value <= high + slack:
-        raise ValueError(
-            f"claim {claim.number}: value {value:g} lies outside of its interval ({low:g}, {high:g})"
-        )
-    return Verdict(
-        claim.number, "holds" if claim.decide(low, high) else "does not hold", value, (low, high), reason
-    )
+        raise ValueError(f"claim {claim.number}: value {value:g} lies outside of its interval ({low:g}, {high:g})")
+    return Verdict(claim.number, "holds" if claim.decide(low, high) else "does not hold", value, (low, high), reason)
 
 
-def bootstrap(
-    values, statistic=np.mean, repeats: int = 2000, seed: int = 0
-) -> tuple[float, tuple[float, float]]:
+def bootstrap(values, statistic=np.mean, repeats: int = 2000, seed: int = 0) -> tuple[float, tuple[float, float]]:
     """The statistic of the values, and its 95 % percentile interval over resampled rows.
 
     values: array whose first axis (images, units or seeds) is resampled with replacement; the same seed gives the

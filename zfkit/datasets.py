@@ -181,9 +181,7 @@ def _stamp(path: Path, tree, entries: list[Entry]) -> str:
     places = {tree.get(e.file.rpartition("/")[0], tree[e.file]) for e in entries} if folder else {str(path)}
     states = [(place, os.stat(place).st_size, os.stat(place).st_mtime_ns) for place in sorted(places)]
     with open(os.devnull if folder else path, "rb") as head:
-        return hashlib.sha256(
-            head.read(1 << 20) + json.dumps([VERSION, states, entries]).encode()
-        ).hexdigest()[:16]
+        return hashlib.sha256(head.read(1 << 20) + json.dumps([VERSION, states, entries]).encode()).hexdigest()[:16]
 
 
 def _decoded(path: Path, tree, entries: list[Entry], size: int, limit: int | None, kept: Path) -> np.ndarray:
@@ -212,9 +210,7 @@ def _decoded(path: Path, tree, entries: list[Entry], size: int, limit: int | Non
 
 
 def _fill(images: np.ndarray, path: Path, tree, entries: list[Entry]) -> np.ndarray:
-    for image, entry in tqdm(
-        zip(images, entries, strict=False), path.name, len(images), disable=len(images) < 2000
-    ):
+    for image, entry in tqdm(zip(images, entries, strict=False), path.name, len(images), disable=len(images) < 2000):
         try:
             image[:] = _picture(tree, entry.file, images.shape[1])
         except Exception as error:  # whatever a damaged picture makes Pillow raise
@@ -251,9 +247,7 @@ def _tiny_imagenet(tree):
 
     train = [entry(f"train/{wnid}/images/{file}", wnid, box)
              for wnid in wnids for file, *box in _lines(tree, f"train/{wnid}/{wnid}_boxes.txt")]  # fmt: skip
-    test = [
-        entry(f"val/images/{file}", wnid, box) for file, wnid, *box in _lines(tree, "val/val_annotations.txt")
-    ]
+    test = [entry(f"val/images/{file}", wnid, box) for file, wnid, *box in _lines(tree, "val/val_annotations.txt")]
     return [names[wnid] for wnid in wnids], _split(train, HELD_OUT) | _split(test)
 
 
@@ -310,9 +304,7 @@ def _voc2012(tree):
         boxes = [[round(float(b.findtext(c))) for c in ("xmin", "ymin", "xmax", "ymax")] for _, b in objects]
         k = np.argmax([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes])
         x0, y0, x1, y1 = boxes[k]  # counted from 1, both ends within the box
-        return Entry(
-            f"VOC2012/JPEGImages/{number}.jpg", VOC.index(objects[k][0]), (x0 - 1, y0 - 1, x1, y1), extent
-        )
+        return Entry(f"VOC2012/JPEGImages/{number}.jpg", VOC.index(objects[k][0]), (x0 - 1, y0 - 1, x1, y1), extent)
 
     names = [_read(tree, f"VOC2012/ImageSets/Main/{part}.txt").decode().split() for part in ("train", "val")]
     train, test = (list(map(entry, part)) for part in names)
@@ -331,11 +323,7 @@ def _split(entries: list[Entry], shares=None) -> dict[str, list[Entry]]:
         draw = np.random.default_rng([2013, label])
         placed += zip((draw.permutation(len(part)) + draw.random(len(part))) / len(part), part, strict=True)
     placed.sort(key=lambda pair: pair[0])
-    cuts = [
-        0,
-        *np.searchsorted([place for place, _ in placed], np.cumsum([*shares.values()])[:-1]),
-        len(placed),
-    ]
+    cuts = [0, *np.searchsorted([place for place, _ in placed], np.cumsum([*shares.values()])[:-1]), len(placed)]
     return {split: [e for _, e in placed[a:b]] for split, a, b in zip(shares, cuts, cuts[1:], strict=False)}
 
 

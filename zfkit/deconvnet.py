@@ -149,13 +149,10 @@ def transposed_filter(signal: Tensor, conv: nn.Conv2d, size: torch.Size) -> Tens
     """The signal filtered with the transposed filters of `conv`, without bias, to maps of `size`."""
     taps = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
     reached = [
-        (n - 1) * s - 2 * p + t
-        for n, s, p, t in zip(signal.shape[2:], conv.stride, conv.padding, taps, strict=True)
+        (n - 1) * s - 2 * p + t for n, s, p, t in zip(signal.shape[2:], conv.stride, conv.padding, taps, strict=True)
     ]
     rest = [below - most for below, most in zip(size[2:], reached, strict=True)]  # rows that no filter read
-    return F.conv_transpose2d(
-        signal, conv.weight, None, conv.stride, conv.padding, rest, conv.groups, conv.dilation
-    )
+    return F.conv_transpose2d(signal, conv.weight, None, conv.stride, conv.padding, rest, conv.groups, conv.dilation)
 
 
 def _folded_scale(norm: nn.BatchNorm2d) -> Tensor:
@@ -179,17 +176,13 @@ def _steps(net, images, name) -> tuple[list[Step], Tensor]:
     def climb(label, module, below, above):
         nonlocal top
         if below is not top or any(module is step.module for step in steps):
-            raise NotAChain(
-                f"the mirror needs a chain: {label!r} is used twice or takes an earlier layer's output"
-            )
+            raise NotAChain(f"the mirror needs a chain: {label!r} is used twice or takes an earlier layer's output")
         steps.append(Step(label, module, below.shape, _kept(module, below)))
         top = above
 
     def between(function, arguments, named):
         result = function(*arguments, **named)
-        tensors = [
-            one for one in (result if isinstance(result, tuple) else [result]) if isinstance(one, Tensor)
-        ]
+        tensors = [one for one in (result if isinstance(result, tuple) else [result]) if isinstance(one, Tensor)]
         if not tensors or _is_leaf(module_at_work()):
             return result
         if function.__name__ not in ("flatten", "view", "reshape"):
@@ -299,9 +292,7 @@ def _seed(layer, channel, position, start, maps) -> Tensor:
         _within(position[:, 1], width, f"column of {layer!r}")
         place = (position[:, 0] * width + position[:, 1]).to(own.device)
     seed = torch.zeros_like(planes)
-    seed[images, channel, place // width, place % width] = (
-        own[images, place] if start is None else start.to(own)
-    )
+    seed[images, channel, place // width, place % width] = own[images, place] if start is None else start.to(own)
     return seed.reshape(maps.shape)
 
 

@@ -10,9 +10,7 @@ import numpy as np
 from IPython.display import Markdown
 from PIL import Image
 
-BOXES: dict[
-    str, "Live"
-] = {}  # name -> the box last made under it: lets a test or a reader call its drawing function
+BOXES: dict[str, "Live"] = {}  # name -> the box last made under it: lets a test or a reader call its drawing function
 
 
 def encode(picture: np.ndarray, format: str = "JPEG") -> bytes:
@@ -69,9 +67,7 @@ def img(picture: np.ndarray, alt: str, width: int) -> str:
     """An HTML image with its bytes inside, so that a page never shows half of it."""
     data = base64.b64encode(encode(picture)).decode()
     style = "max-width:100%;height:auto"
-    return (
-        f'<img alt="{html.escape(alt)}" width="{width}" style="{style}" src="data:image/jpeg;base64,{data}">'
-    )
+    return f'<img alt="{html.escape(alt)}" width="{width}" style="{style}" src="data:image/jpeg;base64,{data}">'
 
 
 def _row(name: str, control):

@@ -65,9 +65,7 @@ def run_to(net: nn.Module, images: Tensor, names: set[str]) -> dict[str, Tensor]
             raise
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"no forward pass with {images.dtype} {tuple(images.shape)}: {reason}"
-            ) from error
+            raise ValueError(f"no forward pass with {images.dtype} {tuple(images.shape)}: {reason}") from error
     raise ValueError(f"a forward pass does not run layer {min(names - set(found))!r}")
 
 

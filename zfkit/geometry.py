@@ -58,9 +58,7 @@ def needed(units: tuple[int, int], kernel: int, stride=1, padding=0, dilation=1)
     return first * stride - padding, (end - 1) * stride - padding + dilation * (kernel - 1) + 1
 
 
-def touched(
-    inputs: tuple[int, int], count: int, kernel: int, stride=1, padding=0, dilation=1
-) -> tuple[int, int]:
+def touched(inputs: tuple[int, int], count: int, kernel: int, stride=1, padding=0, dilation=1) -> tuple[int, int]:
     """The units [first, end), of `count`, that read any of the inputs [a, e)."""
     a, e = inputs
     first = -(-(a + padding - dilation * (kernel - 1)) // stride)
@@ -160,7 +158,5 @@ def _side(node, modules, units) -> int:
         node = node.all_input_nodes[0]
     side = isqrt(units[1] // module.out_channels)
     if units != (0, module.out_channels * side * side):
-        raise ValueError(
-            f"{units[1]} numbers behind {node.target!r} are no square maps: receptive field unknown"
-        )
+        raise ValueError(f"{units[1]} numbers behind {node.target!r} are no square maps: receptive field unknown")
     return side

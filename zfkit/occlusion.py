@@ -21,14 +21,7 @@ class OcclusionMaps(NamedTuple):
 
 
 def occlusion_maps(
-    net: nn.Module,
-    normalized: Tensor,
-    target: int,
-    size: int,
-    stride: int,
-    fill=0.0,
-    layer=None,
-    channel=None,
+    net: nn.Module, normalized: Tensor, target: int, size: int, stride: int, fill=0.0, layer=None, channel=None
 ) -> OcclusionMaps:
     """P(target), the most probable label and a feature map's activity for every place of the occluder.
 
@@ -47,11 +40,7 @@ def occlusion_maps(
     fill = torch.as_tensor(fill).to(normalized).reshape(-1, 1, 1)
     logits, sums = [], []
     watched = [] if name is None else [net.get_submodule(name)]
-    with (
-        evaluating(net),
-        torch.no_grad(),
-        hooked(watched, lambda _, __, maps: sums.append(_sum(maps, channel))),
-    ):
+    with evaluating(net), torch.no_grad(), hooked(watched, lambda _, __, maps: sums.append(_sum(maps, channel))):
         for first in range(0, len(places), BATCH):
             logits.append(net(_covered(normalized, places[first : first + BATCH], size, fill)))
             if not 0 <= target < logits[0].shape[1]:

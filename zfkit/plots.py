@@ -119,9 +119,7 @@ def sheet(rows, row_names=(), column_names=(), cell: int = 96, gap: int = 4, mar
     """
     rows = [[None if p is None else fit(p, cell) for p in row] for row in rows]
     columns = max(len(row) for row in rows)
-    widths = [
-        max(row[c].shape[1] for row in rows if c < len(row) and row[c] is not None) for c in range(columns)
-    ]
+    widths = [max(row[c].shape[1] for row in rows if c < len(row) and row[c] is not None) for c in range(columns)]
     left, head = (margin if row_names else 0), (34 if column_names else 0)
     out = np.full((head + len(rows) * (cell + gap), left + sum(widths) + gap * columns, 3), 255, np.uint8)
     starts = left + np.cumsum([0, *[w + gap for w in widths]])
@@ -137,18 +135,14 @@ def sheet(rows, row_names=(), column_names=(), cell: int = 96, gap: int = 4, mar
     return out
 
 
-def numbers(
-    axis, values, *, title: str = "", marks=(), cmap: str = SIGNED, digits: int = 0, top=None
-) -> None:
+def numbers(axis, values, *, title: str = "", marks=(), cmap: str = SIGNED, digits: int = 0, top=None) -> None:
     """Draw a small map (h, w) with its number in every cell; `marks` are (row, col) cells to be framed."""
     values = as_array(values)
     top = float(np.abs(values).max()) or 1.0 if top is None else top
     axis.imshow(values, cmap=cmap, vmin=-1.6 * top, vmax=1.6 * top)
     for (row, col), value in np.ndenumerate(values):
         text = f"{value:.{digits}f}"
-        axis.text(
-            col, row, text, ha="center", va="center", color="0.65" if value == 0 else "black", fontsize=9
-        )
+        axis.text(col, row, text, ha="center", va="center", color="0.65" if value == 0 else "black", fontsize=9)
     for row, col in marks:
         axis.add_patch(plt.Rectangle((col - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec=COLOURS[1], lw=2))
     axis.set(title=title, xticks=[], yticks=[])

@@ -106,10 +106,7 @@ def networks_available() -> list[str]:
     names += [name for name, file in REAL.items() if root and (root / file).exists()]
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     cached = {path.name for path in cache.glob("*.pth")} if cache.exists() else set()
-    urls = {
-        name: _torchvision_weights(name).url
-        for name in torchvision.models.list_models(module=torchvision.models)
-    }
+    urls = {name: _torchvision_weights(name).url for name in torchvision.models.list_models(module=torchvision.models)}
     return names + [name for name, url in urls.items() if Path(url).name in cached]
 
 
@@ -120,9 +117,7 @@ def load_published(path: Path) -> tuple[nn.Module, Card]:
         net = build(record["config"]["network"])
         card = _card(record)
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path.with_suffix('.json')}: not the sidecar of a network (lacks {error})"
-        ) from None
+        raise ValueError(f"{path.with_suffix('.json')}: not the sidecar of a network (lacks {error})") from None
     return apply_state(net, load_state(path), path).eval(), card
 
 
@@ -182,9 +177,7 @@ def save_weights(path: Path, state: dict, sidecar: dict):
     """Write a weight file (float16 for two or more dimensions) and its sidecar, which gets the file's sha256."""
     training.write_tensors(path, {name: training.half(tensor) for name, tensor in state.items()})
     record = dict(sidecar, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    training.write_bytes(
-        path.with_suffix(".json"), (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
-    )
+    training.write_bytes(path.with_suffix(".json"), (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -266,17 +259,13 @@ def _card(record: dict) -> Card:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _load_real(name: str) -> tuple[nn.Module, Card]:
     root = data_root()
     if root is None or not (root / REAL[name]).exists():
-        raise ValueError(
-            f"{name} needs {REAL[name]} in the folder that ZFKIT_DATA names ({root or 'not set'})"
-        )
+        raise ValueError(f"{name} needs {REAL[name]} in the folder that ZFKIT_DATA names ({root or 'not set'})")
     path, classes = root / REAL[name], ()
     if name == "alexnet-imagenet":  # the five convolutions of Caffe's AlexNet: no class scores
         net = alexnet(None, groups=2, size=227, lrn_k=1.0)
@@ -284,9 +273,7 @@ def _load_real(name: str) -> tuple[nn.Module, Card]:
     else:
         net = torchvision.models.squeezenet1_0()
         layers, classes = figure_layers(net), _imagenet_classes(root)
-    record = dict(
-        name=name, source=path.name, config=dict(size=227), layers=layers, classes=classes, **IMAGENET
-    )
+    record = dict(name=name, source=path.name, config=dict(size=227), layers=layers, classes=classes, **IMAGENET)
     return apply_state(net, load_state(path), path).eval(), _card(record)
 
 
@@ -318,8 +305,6 @@ def _load_torchvision(name: str) -> tuple[nn.Module, Card]:
         del os.environ[forced]
         os.environ.update({forced: before} if before is not None else {})
     use = weights.transforms()
-    record = dict(
-        name=name, source=weights.url, config=dict(size=use.crop_size[0]), layers=figure_layers(net)
-    )
+    record = dict(name=name, source=weights.url, config=dict(size=use.crop_size[0]), layers=figure_layers(net))
     record |= dict(classes=weights.meta["categories"], mean=use.mean, std=use.std)
     return net.eval(), _card(record)

@@ -41,9 +41,7 @@ def images_per_cpu_second(batches, count):
     return count / (time.process_time() - start)
 
 
-@pytest.mark.parametrize(
-    "side, crop, count, batch_size, bar", [(72, 64, 2048, 128, 4.0), (256, 224, 192, 32, 1.5)]
-)
+@pytest.mark.parametrize("side, crop, count, batch_size, bar", [(72, 64, 2048, 128, 4.0), (256, 224, 192, 32, 1.5)])
 def test_loader_beside_dataloader(side, crop, count, batch_size, bar):
     torch.set_num_threads(1)
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
@@ -52,7 +50,5 @@ def test_loader_beside_dataloader(side, crop, count, batch_size, bar):
     rates = [(images_per_cpu_second(ours, count), images_per_cpu_second(theirs, count)) for _ in range(6)][1:]
     ratio = statistics.median(a / b for a, b in rates)
     mine, other = (statistics.median(rate) for rate in zip(*rates, strict=True))
-    print(
-        f"\n{side} -> {crop} px: zfkit {mine:.0f}, DataLoader + v2 {other:.0f} images/CPU s, ratio {ratio:.2f}"
-    )
+    print(f"\n{side} -> {crop} px: zfkit {mine:.0f}, DataLoader + v2 {other:.0f} images/CPU s, ratio {ratio:.2f}")
     assert ratio >= bar

@@ -77,18 +77,12 @@ def lab(tmp_path_factory):
     env = os.environ | {f"JUPYTER_{name}": str(home / name) for name in own}
     env |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "IPYTHONDIR": str(home / "ipython")}
     env |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "JUPYTER_PREFER_ENV_PATH": "1"}
-    command = (
-        f"-m jupyterlab --no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0"
-    )
+    command = f"-m jupyterlab --no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0"
     options = [f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True"]
     options += ["--LabApp.extension_manager=readonly", f"--ServerApp.root_dir={folder}"]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, *command.split(), *options],
-            env=env,
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
+            [sys.executable, *command.split(), *options], env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
     try:
         wait_for(f"http://127.0.0.1:{port}/api/status?token={token}", server, home / "log")
@@ -134,8 +128,7 @@ class Opened:
         """Wait until the kernel has nothing more to do."""
         self.ask("None", seconds)
         self.page.wait_for_function(
-            "jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'",
-            timeout=seconds * 1000,
+            "jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'", timeout=seconds * 1000
         )
 
     def ask(self, expression, seconds=60):

@@ -49,9 +49,7 @@ class Shown:
         assert self.image.get_attribute("alt") == alt
         shown = pixels(self.source().split(",", 1)[1])
         np.testing.assert_array_equal(shown, pixels(direct))
-        assert self.image.evaluate("i => i.complete && [i.naturalHeight, i.naturalWidth]") == list(
-            shown.shape[:2]
-        )
+        assert self.image.evaluate("i => i.complete && [i.naturalHeight, i.naturalWidth]") == list(shown.shape[:2])
         return alt, shown
 
 
@@ -131,9 +129,7 @@ def check(shown):
 
 
 def controls(shown):
-    return shown.notebook.ask(
-        f"{{k: type(c).__name__ for k, c in _e.BOXES[{shown.name!r}].controls.items()}}"
-    )
+    return shown.notebook.ask(f"{{k: type(c).__name__ for k, c in _e.BOXES[{shown.name!r}].controls.items()}}")
 
 
 def test_a_number_field_moves_the_slider_too(opened):

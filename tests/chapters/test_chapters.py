@@ -20,12 +20,8 @@ pytestmark = pytest.mark.slow
 def other(known: dict) -> dict:
     """Parameters that differ from the committed ones: the seed, and the network or else the data set."""
     network = known["NETWORK"][1]
-    changed = {"zfnet-menagerie": "zfnet-menagerie-lrn", "zfnet-menagerie-lrn": "zfnet-menagerie"}.get(
-        network
-    )
-    return {"SEED": known["SEED"][1] + 1} | (
-        {"NETWORK": changed} if changed else {"DATASET": "menagerie-hard"}
-    )
+    changed = {"zfnet-menagerie": "zfnet-menagerie-lrn", "zfnet-menagerie-lrn": "zfnet-menagerie"}.get(network)
+    return {"SEED": known["SEED"][1] + 1} | ({"NETWORK": changed} if changed else {"DATASET": "menagerie-hard"})
 
 
 def run(number: str, folder: Path, values: dict) -> tuple[book.Run, dict[int, dict]]:
@@ -65,18 +61,14 @@ def test_another_seed_and_network_give_other_numbers(tmp_path, number):
     assert sorted(before) == sorted(found)
     measured = [n for n in found if found[n]["value"] is not None and before[n]["value"] is not None]
     # an identity such as "mirror equals gradient" may give the same number, a measurement does not
-    assert not measured or any(found[n]["value"] != before[n]["value"] for n in measured), (
-        "the parameters did nothing"
-    )
+    assert not measured or any(found[n]["value"] != before[n]["value"] for n in measured), "the parameters did nothing"
     for claim in found.values():
         assert claim["verdict"] in ("holds", "does not hold", "not testable here")
 
 
 @pytest.mark.parametrize("network", ["alexnet-imagenet", "squeezenet-imagenet"])
 @pytest.mark.skipif("02" not in CHAPTERS, reason="there is no chapter 02")
-@pytest.mark.skipif(
-    not (ROOT_DATA / "imagenet-samples.tar").is_file(), reason="ZFKIT_DATA holds no imagenet-samples"
-)
+@pytest.mark.skipif(not (ROOT_DATA / "imagenet-samples.tar").is_file(), reason="ZFKIT_DATA holds no imagenet-samples")
 def test_chapter_02_runs_on_real_networks_and_photographs(tmp_path, network):
     run("02", tmp_path, dict(NETWORK=network, DATASET="imagenet-samples"))
 

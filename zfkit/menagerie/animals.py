@@ -73,9 +73,7 @@ def face(g, r, c, ears, behind=True, muzzle=0.27, oval=False, eyes=0.155, slit=F
     smile(g, x * 1.45, y, c, tongue, teeth)
     if slit:  # a cat: three whiskers a side
         ends = [
-            (x + s * 0.17, y + 0.12 + k * 0.03, x + s * 0.6, y + 0.1 + k * 0.11)
-            for s in (-1, 1)
-            for k in (-1, 0, 1)
+            (x + s * 0.17, y + 0.12 + k * 0.03, x + s * 0.6, y + 0.1 + k * 0.11) for s in (-1, 1) for k in (-1, 0, 1)
         ]
         g.fill([stroke(poly(*p), 0.016, 0.009) for p in ends], c.dark, "muzzle", shade=0, line=0)
     for s, side in SIDES:

@@ -81,9 +81,7 @@ def chunks(seed, n, size, level):
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     done, cores = 0, min(allowed, len(jobs))
     if cores > 1:
-        pool = ProcessPoolExecutor(
-            cores, mp_context=get_context("spawn")
-        )  # fork is unsafe beside torch's threads
+        pool = ProcessPoolExecutor(cores, mp_context=get_context("spawn"))  # fork is unsafe beside torch's threads
         try:
             for images in pool.map(draw, jobs):
                 yield images

@@ -145,9 +145,7 @@ class Brush:
 def ball(xy, box, k):
     """Shading of a ball lit from the upper left, over the box of the vertices."""
     square = []
-    for axis, (start, n, light) in enumerate(
-        ((box[1], box[2].shape[1], 0.35), (box[0], box[2].shape[0], 0.5))
-    ):
+    for axis, (start, n, light) in enumerate(((box[1], box[2].shape[1], 0.35), (box[0], box[2].shape[0], 0.5))):
         low, high = xy[axis].min().item(), xy[axis].max().item()
         u = (np.arange(n, dtype=F) + (start + 0.5 - low)) * (2 / max(high - low, 0.01)) + (light - 1)
         square.append(u * u * (k * 0.5))

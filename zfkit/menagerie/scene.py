@@ -13,9 +13,7 @@ from .animals import INK, PINK, WHITE
 from .backdrops import BACKDROPS, backdrop, darken, foreground, mix, tone
 from .raster import PARTS, Brush, F, Layer
 
-NAMES = tuple(
-    "dog cat rabbit bear owl fish car pickup bicycle clock house keyboard boat balloon flower tree".split()
-)
+NAMES = tuple("dog cat rabbit bear owl fish car pickup bicycle clock house keyboard boat balloon flower tree".split())
 CONTEXT = {"boat": "water", "balloon": "sky"}  # the one stated correlation, with probability 0.85
 LEVELS = {
     "standard": dict(
@@ -131,9 +129,7 @@ def photograph(planes, r, level):
     peak = r.uniform(*level["noise"])
     z = T.noise_bytes(r.getrandbits(63), 6 * size * size).reshape(2, 3, size, size).astype(F)
     planes = planes * F(255) + (z[0] - z[1]) * F(peak / 104)
-    return np.ascontiguousarray(
-        np.minimum(np.maximum(np.rint(planes), 0), 255).astype(np.uint8).transpose(1, 2, 0)
-    )
+    return np.ascontiguousarray(np.minimum(np.maximum(np.rint(planes), 0), 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def seen(point, visible):
@@ -149,11 +145,7 @@ def one_of(what, value, valid):
 
 def check(index, size, label, pose, level, background_of, skip, show):
     """Raise a ValueError that names the first bad argument; return the label as a number."""
-    for what, value, least in (
-        ("index", index, 0),
-        ("size", size, 16),
-        ("background_of", background_of or 0, 0),
-    ):
+    for what, value, least in (("index", index, 0), ("size", size, 16), ("background_of", background_of or 0, 0)):
         if int(value) != value or value < least:
             raise ValueError(f"{what} {value!r} is not a whole number of at least {least}")
     one_of("level", level, LEVELS)
@@ -168,9 +160,7 @@ def check(index, size, label, pose, level, background_of, skip, show):
     return NAMES.index(label) if isinstance(label, str) else int(label)
 
 
-def render(
-    seed, index, size=128, label=None, pose=None, level="standard", background_of=None, skip=(), show="all"
-):
+def render(seed, index, size=128, label=None, pose=None, level="standard", background_of=None, skip=(), show="all"):
     """Picture `index` of `seed` as a Scene; every other argument changes one thing and leaves all else, to the byte.
 
     size: side in pixels, at least 16; the same scene at any size. label: class name or number (index mod 16).
