@@ -22,11 +22,7 @@ suppress_warnings = ["myst.header", "myst.xref_missing"]  # chapters also link t
 
 def sentence(text: str) -> str:
     """The first sentence of a Markdown cell as plain words, at most 250 characters."""
-    lines = [
-        line.lstrip("> ")
-        for line in text.splitlines()
-        if not line.lstrip().startswith(("#", "|", "```", "<"))
-    ]
+    lines = [line.lstrip("> ") for line in text.splitlines() if not line.lstrip().startswith(("#", "|", "```", "<"))]
     words = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(lines))
     words = re.sub(r"[*_`$]", "", words).strip()
     return re.split(r"(?<=[.!?])\s", words)[0][:250]
@@ -45,15 +41,11 @@ def give_alt_text(app, docname, source) -> None:
     notebook = json.loads(source[0])
     cells = notebook["cells"]
     for index, cell in enumerate(cells):
-        pictures = [
-            o for o in cell.get("outputs", []) if any(k.startswith("image/") for k in o.get("data", {}))
-        ]
+        pictures = [o for o in cell.get("outputs", []) if any(k.startswith("image/") for k in o.get("data", {}))]
         if not pictures:
             continue
         beside = [
-            c["source"]
-            for c in cells[index + 1 : index + 2] + cells[:index][::-1]
-            if c["cell_type"] == "markdown"
+            c["source"] for c in cells[index + 1 : index + 2] + cells[:index][::-1] if c["cell_type"] == "markdown"
         ]
         texts = [*map(described, pictures), *(sentence("".join(text)) for text in beside)]
         words = next(filter(None, texts), "")

@@ -14,11 +14,11 @@ BOXES: dict[str, "Live"] = {}  # name -> the box last made under it: lets a test
 
 
 def encode(picture: np.ndarray, format: str = "JPEG") -> bytes:
-    """The file bytes of a uint8 (H, W, 3) picture: JPEG, quality 88, no colour subsampling, or another format."""
+    """The file bytes of a uint8 (H, W, 3) picture: JPEG of quality 80, or another format."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"a picture is uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
     file = io.BytesIO()
-    options = {"quality": 88, "subsampling": 0} if format == "JPEG" else {}
+    options = {"quality": 80, "optimize": True} if format == "JPEG" else {}
     Image.fromarray(picture).save(file, format, **options)
     return file.getvalue()
 
