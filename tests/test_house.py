@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "explorers": {"plots"},
     "claims": set(),
     "book": set(),
-    "__main__": {"book", "training", "weights"},
+    "__main__": {"book", "datasets", "training", "weights"},
     "__init__": set(),
 }
 FORBIDDEN = (

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from zfkit import book
+from zfkit import book, datasets
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -40,6 +40,7 @@ def run_book(options) -> int:
     if out / "results" != book.RESULTS:
         for path in sources:
             values[path].setdefault("OUT", str(out / "results"))
+    datasets.warm()
     runs = book.run_all(sources, out / "chapters", values, jobs=options.jobs, timeout=options.timeout)
     print(table(runs))
     page, notes = book.site(runs, out)
@@ -50,6 +51,7 @@ def run_book(options) -> int:
 def write_chapters(options) -> int:
     """Run chapters as committed, rewrite those that ran clean and their data/results; 1 if one did not."""
     sources = book.chapters(options.chapters)
+    datasets.warm()
     runs = book.run_all(
         sources,
         book.ROOT / "build" / "chapters",

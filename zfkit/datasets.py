@@ -52,6 +52,12 @@ class Entry(NamedTuple):
     extent: tuple | None = None  # width, height of a picture that has a box
 
 
+def warm():
+    """Draw and keep the test pictures that chapters take, in both their sizes: then no chapter waits or shows a bar."""
+    for size in (80, 88):
+        load_images("menagerie", "test", size)
+
+
 def load_images(name: str, split="test", size=None, limit=None) -> Images:
     """Images, labels and class names of a set of DATASETS or of folder:PATH (PATH/CLASS/ or PATH/SPLIT/CLASS/).
 
