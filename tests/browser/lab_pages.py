@@ -114,7 +114,7 @@ class Opened:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
 
-    def run_all(self, seconds=180):
+    def run_all(self, seconds=600):
         """Run every cell; the error and stderr outputs that the notebook then holds."""
         self.page.set_default_timeout(seconds * 1000)
         self.page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
