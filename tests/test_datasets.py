@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from zfkit import datasets
-from zfkit.datasets import load_boxes, load_images
+from zfkit.datasets import load_boxes, load_images, load_masks, load_scenes
 
 REAL = os.environ.get("ZFKIT_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="ZFKIT_DATA is not set: the real archives are not tested")
@@ -349,3 +349,21 @@ def test_the_real_tiny_imagenet_100(monkeypatch, tmp_path):
     assert sorted(found.labels[:100]) == list(range(100)) and "lemon" in found.classes
     assert (boxes[:, :2] < boxes[:, 2:]).all() and boxes.min() >= 0 and boxes.max() == 64
     assert np.bincount(load_images("tiny-imagenet-100", "train", limit=1000).labels).tolist() == [10] * 100
+
+
+def test_scenes_and_masks_belong_to_the_images(monkeypatch):
+    images = load_images("menagerie", "validation", 64, 4).images
+    scenes = load_scenes("menagerie", "validation", 64, 4)
+    assert all((scene.image == image).all() for scene, image in zip(scenes, images, strict=True))
+    masks = load_masks("menagerie", "validation", 64, 4)
+    assert masks.dtype == bool and masks.shape == (4, 64, 64) and (masks == [scene.visible for scene in scenes]).all()
+    for load in (load_scenes, load_masks):
+        refused(["caltech101", "menagerie"], "caltech101", load=load)
+
+
+def test_boxes_stand_in_for_masks(monkeypatch):
+    boxes = np.array([[0, 32, 45, 63], [5, 5, 5, 9]])
+    monkeypatch.setattr("zfkit.datasets.load_boxes", lambda *_: boxes)
+    masks = load_masks("tiny-imagenet", "test")
+    assert masks.shape == (2, 64, 64) and masks[0, 32:63, :45].all() and masks[0].sum() == 45 * 31
+    assert not masks[1].any()

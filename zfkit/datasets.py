@@ -26,7 +26,7 @@ from tqdm import tqdm
 MENAGERIE = {"menagerie": "standard", "menagerie-hard": "hard"}  # name -> level
 SEEDS = {"train": (1, 4000), "validation": (3, 800), "test": (2, 800)}  # the menagerie's splits: seed, images
 SPLITS = ("train", "validation", "test", "all")
-OWN, HELD_OUT = {"train": 0.6, "validation": 0.2, "test": 0.2}, {"train": 0.9, "validation": 0.1}
+OWN, HELD_OUT = {"train": 0.6, "validation": 0.2, "test": 0.2}, {"train": 0.95, "validation": 0.05}
 BOXED = ("tiny-imagenet", "tiny-imagenet-100", "voc2012")
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 VOC = ("aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
@@ -95,6 +95,35 @@ def load_boxes(name: str, split="test", size=None, limit=None) -> np.ndarray:
     ratio, cut = scaled / extent, (scaled - side) // 2
     corners = np.floor(box[:, :2] * ratio), np.ceil(box[:, 2:] * ratio)
     return np.hstack([np.clip(corner - cut, 0, side) for corner in corners]).astype(np.int64)
+
+
+def load_scenes(name: str, split="test", size=None, limit=None) -> list:
+    """The menagerie's scenes, drawn anew, whose images `load_images` gives for the same arguments.
+
+    Each is a `menagerie.Scene`: image, masks, part map, keypoints, pose. ValueError for a set that is no menagerie.
+    """
+    _check(name, split, size, limit)
+    if name not in MENAGERIE:
+        raise ValueError(f"data set {name!r} has no scenes; valid are {', '.join(MENAGERIE)}")
+    from .menagerie import render
+
+    seed, count = SEEDS[split]
+    return [render(seed, k, size or 80, level=MENAGERIE[name]) for k in range(min(count, limit or count))]
+
+
+def load_masks(name: str, split="test", size=None, limit=None) -> np.ndarray:
+    """Where the object is in the images that `load_images` gives for the same arguments: bool (N, size, size).
+
+    The menagerie: the object's visible pixels; sets with boxes: the box. ValueError for a set that knows neither.
+    """
+    if name in MENAGERIE:
+        return np.stack([scene.visible for scene in load_scenes(name, split, size, limit)])
+    if name not in BOXED:
+        raise ValueError(f"data set {name!r} has neither masks nor boxes; valid are {', '.join([*MENAGERIE, *BOXED])}")
+    x0, y0, x1, y1 = load_boxes(name, split, size, limit).T[:, :, None]
+    rows = cols = np.arange(size or DATASETS[name][2])
+    inside = (rows >= y0) & (rows < y1), (cols >= x0) & (cols < x1)
+    return inside[0][:, :, None] & inside[1][:, None, :]
 
 
 def repo_root() -> Path:
