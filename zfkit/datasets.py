@@ -26,7 +26,8 @@ from tqdm import tqdm
 MENAGERIE = {"menagerie": "standard", "menagerie-hard": "hard"}  # name -> level
 SEEDS = {"train": (1, 4000), "validation": (3, 800), "test": (2, 800)}  # the menagerie's splits: seed, images
 SPLITS = ("train", "validation", "test", "all")
-OWN, HELD_OUT = {"train": 0.6, "validation": 0.2, "test": 0.2}, {"train": 0.95, "validation": 0.05}
+OWN, HELD_OUT = {"train": 0.6, "validation": 0.2, "test": 0.2}, {"train": 0.9, "validation": 0.1}
+HELD_OUT_FEW = {"train": 0.95, "validation": 0.05}  # of 100,000 images
 BOXED = ("tiny-imagenet", "tiny-imagenet-100", "voc2012")
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 VOC = ("aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
@@ -283,7 +284,7 @@ def _tiny_imagenet(tree):
     train = [entry(f"train/{wnid}/images/{file}", wnid, box)
              for wnid in wnids for file, *box in _lines(tree, f"train/{wnid}/{wnid}_boxes.txt")]  # fmt: skip
     test = [entry(f"val/images/{file}", wnid, box) for file, wnid, *box in _lines(tree, "val/val_annotations.txt")]
-    return [names[wnid] for wnid in wnids], _split(train, HELD_OUT) | _split(test)
+    return [names[wnid] for wnid in wnids], _split(train, HELD_OUT_FEW) | _split(test)
 
 
 def _class_folders(tree, classes=None):

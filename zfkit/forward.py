@@ -41,16 +41,18 @@ class Reached(Exception):
     """The forward pass has come as far as it is needed."""
 
 
-def run_to(net: nn.Module, images: Tensor, names: set[str]) -> dict[str, Tensor]:
+def run_to(net: nn.Module, images: Tensor, names: set[str], use=None) -> dict[str, Tensor]:
     """The outputs of the named modules at their first use; what lies behind the last of them is not run.
 
+    use: called with name and output before any later layer runs; what it returns is kept instead of the output.
     Raises ValueError for images that the network cannot take and for a module that it does not run.
     """
     found = {}
 
     def keep(name, module, inputs, output):
         # of several, all but the last could still be changed by a layer that works in place
-        found.setdefault(name, output.clone() if len(names) > 1 else output)
+        if name not in found:
+            found[name] = use(name, output) if use else output.clone() if len(names) > 1 else output
         if len(found) == len(names):
             raise Reached
 

@@ -1,14 +1,23 @@
-"""One pass over a data set: the k strongest images of every channel, and where in them."""
+"""One pass over a data set: the k strongest images of every channel, where in them, and the pixels seen there."""
 
+import hashlib
+import time
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from .deconvnet import feature_maps
-from .geometry import resolve
+from .forward import evaluating, run_to
+from .geometry import ReceptiveField, resolve
+from .training import read_tensors, write_tensors
 
 BATCH = 32
+SAVE_S = 20  # of work between two checkpoints
+HASHED_BYTES = 64e6  # of the images; a larger set is sampled evenly
+VERSION = 1  # of the files in a folder: a step up discards what older code wrote
 
 
 class Strongest(NamedTuple):
@@ -19,42 +28,160 @@ class Strongest(NamedTuple):
     row: Tensor
     col: Tensor
 
+    def of(self, channels) -> "Strongest":
+        """The same for one channel, each field (k,), or for several, (k, channels); ValueError for an unknown one."""
+        count = self.value.shape[1]
+        if wrong := [c for c in np.atleast_1d(channels).tolist() if c not in range(count)]:
+            raise ValueError(f"no channel {wrong[0]!r}; valid: 0 to {count - 1}")
+        return Strongest(*(field[:, channels] for field in self))
 
-def strongest(net: nn.Module, images, layers, k=9, normalize=None) -> dict[str, Strongest]:
+
+def strongest(
+    net: nn.Module, images, layers, k=9, normalize=None, *, folder=None, progress=False
+) -> dict[str, Strongest]:
     """For each layer the k images with the largest activation of every channel, and its place.
 
     images: uint8 (N, H, W, 3) with `normalize` (such as a card's) to make them float (N, 3, H, W), or already
     so; any sequence that slices. Taken in batches, so N may be large.
     An image counts once per channel, by its strongest unit (of equals the first in reading order); of equal
     images the earlier comes first. Source: ZF 2013, sec. 4, Fig. 2.
-    Raises ValueError for an unknown layer, k above N and an empty set.
+    folder: where the result is kept, under a fingerprint of all that it depends on: a finished pass is only read,
+    a broken one goes on where it last saved, to the same bits.    progress: show a bar.
+    Raises ValueError for an unknown layer, k above N, an empty set, images too small for a layer (one smaller than
+    the receptive field is none) and activations that are not finite.
     """
-    for layer in layers:
-        resolve(net, layer)
-    if not 1 <= k <= len(images):
-        raise ValueError(f"k is {k!r}; valid: 1 to {len(images)}, the number of images")
-    best = {}
-    for first in range(0, len(images), BATCH):
-        batch = images[first : first + BATCH]
-        maps = feature_maps(net, normalize(batch) if normalize else batch, layers)
-        for layer in layers:
-            found = _peaks(maps[layer], first)
-            best[layer] = _merge(best[layer], found, k) if first else _merge(found, None, k)
-    return best
+    names, count = {layer: resolve(net, layer) for layer in layers}, len(images)
+    if not 1 <= k <= count:
+        raise ValueError(f"k is {k!r}; valid: 1 to {count}, the number of images")
+    file = None if folder is None else kept_file(folder, "strongest", net, images, normalize, sorted(names.items()), k)
+    done, best = _read(file)
+    with evaluating(net), torch.no_grad(), tqdm(total=count, initial=done, disable=not progress, unit="image") as bar:
+        saved = time.monotonic()
+        for first in range(done, count, BATCH):
+            batch = _checked(images[first : first + BATCH], normalize)
+            run_to(net, batch, set(names.values()), lambda name, maps, first=first: _enter(best, name, maps, first, k))
+            bar.update(len(batch))
+            done = first + len(batch)
+            if file and (done == count or time.monotonic() - saved > SAVE_S):
+                _write(file, done, best)
+                saved = time.monotonic()
+    return {layer: best[name] for layer, name in names.items()}
 
 
-def _peaks(maps: Tensor, first: int) -> Strongest:
-    """The strongest unit of each image and channel; fields (images, C)."""
-    maps = maps.reshape(*maps.shape[:2], -1, maps.shape[-1] if maps.dim() == 4 else 1)
-    values = maps.flatten(2)
-    places = values.argmax(2, keepdim=True)  # of equals the first
-    value, place = values.gather(2, places)[..., 0].cpu(), places[..., 0].cpu()
-    image = torch.arange(first, first + len(value)).unsqueeze(1).expand_as(place)
-    return Strongest(value, image, place // maps.shape[-1], place % maps.shape[-1])
+def most_excited(maps: Tensor) -> Tensor:
+    """The channel (N,) that each image excites most compared with the other images.
+
+    maps: (N, C, h, w) or (N, units). Compared are the standard scores of a channel's peaks over the images, of equals
+    the first channel counts. Raises ValueError for fewer than two images.
+    """
+    if len(maps) < 2:
+        raise ValueError(f"nothing to compare with: maps of {len(maps)} image, 2 or more are needed")
+    peak = maps.flatten(2).amax(2) if maps.dim() > 2 else maps
+    return ((peak - peak.mean(0)) / (peak.std(0) + 1e-6)).argmax(1)
 
 
-def _merge(best: Strongest, found: Strongest | None, k: int) -> Strongest:
-    """The k strongest of both; a stable sort keeps the earlier image ahead of its equals."""
-    both = best if found is None else Strongest(*map(torch.cat, zip(best, found, strict=True)))
-    order = both.value.sort(dim=0, descending=True, stable=True).indices[:k]
-    return Strongest(*(field.gather(0, order) for field in both))
+def crops(images, field: ReceptiveField, units: Strongest) -> tuple[list, np.ndarray]:
+    """The pixels that each unit reads, [(h, w, 3), ...], and their boxes int64 (units, 4), in the order of the fields.
+
+    images: (N, H, W, 3) at the size at which the network took them.    field: of the layer.    units: such as
+    `best.of(channel)`.    A box is (top, left, bottom, right), half-open, clipped at the image's border: where the
+    field exceeds the image, the whole image comes back. Raises ValueError for an image or unit that is not there.
+    """
+    patches, boxes = [], []
+    for place in zip(*(part.flatten().tolist() for part in units[1:]), strict=True):
+        if not 0 <= place[0] < len(images):
+            raise ValueError(f"no image {place[0]}; valid: 0 to {len(images) - 1}")
+        image = images[place[0]]
+        boxes.append(clipped(field.box(*place[1:]), image.shape[:2]))
+        top, left, bottom, right = boxes[-1]
+        patches.append(image[top:bottom, left:right])
+    return patches, np.array(boxes, np.int64).reshape(-1, 4)
+
+
+def clipped(box, size) -> tuple[int, int, int, int]:
+    """The part of a box (top, left, bottom, right) inside an image of `size` (height, width); ValueError if none."""
+    top, left, bottom, right = max(0, box[0]), max(0, box[1]), min(size[0], box[2]), min(size[1], box[3])
+    if top >= bottom or left >= right:
+        raise ValueError(f"box {tuple(box)} lies outside an image of {tuple(size)}")
+    return top, left, bottom, right
+
+
+# --- the running table ---------------------------------------------------------------------------------------
+
+
+def _enter(best: dict, name: str, maps: Tensor, first: int, k: int):
+    """Enter the images from `first` on into the table of a layer, in place."""
+    maps = maps.reshape(*maps.shape, *[1] * (4 - maps.dim()))
+    rows = maps.permute(0, 2, 3, 1).amax(2)  # (N, h, C)
+    peaks = rows.amax(1).cpu()
+    if not peaks.isfinite().all():
+        raise ValueError(f"layer {name!r} is not finite on the images {first} to {first + len(maps) - 1}")
+    if name not in best:
+        nowhere = torch.full((k, peaks.shape[1]), -1)
+        best[name] = Strongest(
+            torch.full_like(nowhere, -torch.inf, dtype=peaks.dtype), *(nowhere.clone() for _ in "irc")
+        )
+    value, *places = best[name]
+    channels = (peaks > value[-1]).any(0).nonzero()[:, 0]  # an equal one comes later and loses
+    if not len(channels):
+        return
+    both = torch.cat([value[:, channels], peaks[:, channels]])
+    both, order = (part[:k] for part in both.sort(dim=0, descending=True, stable=True))
+    value[:, channels] = both
+    rank, column = (order >= k).nonzero(as_tuple=True)
+    image, channel = order[rank, column] - k, channels[column]
+    row = rows[image, :, channel].argmax(1)  # of equals the first, as in the row
+    found = (image + first, row.cpu(), maps[image, channel, row].argmax(1).cpu())
+    for place, new in zip(places, found, strict=True):
+        kept = place[:, channels].gather(0, order.clamp(max=k - 1))
+        kept[rank, column] = new
+        place[:, channels] = kept
+
+
+def _checked(batch, normalize) -> Tensor:
+    batch = normalize(batch) if normalize else batch
+    if not isinstance(batch, Tensor) or not batch.is_floating_point() or batch.dim() != 4:
+        kind = f"{getattr(batch, 'dtype', type(batch).__name__)} {tuple(getattr(batch, 'shape', ()))}"
+        raise ValueError(f"normalized must be a float tensor (N, 3, H, W), not {kind}")
+    return batch
+
+
+# --- what is kept in a folder --------------------------------------------------------------------------------
+
+
+def kept_file(folder, what: str, net, images, normalize, *more) -> Path:
+    """The file FOLDER/what-FINGERPRINT.safetensors; the fingerprint names whatever the result may depend on.
+
+    That is the network's structure and every weight, the images (all bytes up to 64 MB, else evenly spaced ones),
+    what `normalize` makes of the first, and `more`.
+    """
+    digest = hashlib.blake2b(repr((VERSION, what, str(net), getattr(net, "stages", None), len(images), more)).encode())
+    for name, tensor in net.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    first = torch.as_tensor(images[:1])
+    step = 1 + int(len(images) * first.nbytes // HASHED_BYTES)
+    for start in range(0, len(images), 64 * step):
+        digest.update(_bytes(torch.as_tensor(images[start : start + 64 * step : step])))
+    digest.update(_bytes(_checked(images[:1], normalize)))
+    return Path(folder) / f"{what}-{digest.hexdigest()[:16]}.safetensors"
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _read(file: Path | None) -> tuple[int, dict]:
+    """How many images the kept tables hold, and these; nothing of a file that is missing or damaged."""
+    try:
+        tensors, about = read_tensors(file) if file else ({}, {})
+        names = {key.rpartition("/")[0] for key in tensors}
+        best = {name: Strongest(*(tensors[f"{name}/{part}"] for part in Strongest._fields)) for name in names}
+        return (about["done"], best) if about.get("file") == file.name else (0, {})
+    except (ValueError, KeyError, AttributeError):
+        return 0, {}
+
+
+def _write(file: Path, done: int, best: dict):
+    tensors = {f"{name}/{part}": tensor for name, kept in best.items() for part, tensor in kept._asdict().items()}
+    write_tensors(file, tensors, {"done": done, "file": file.name})
