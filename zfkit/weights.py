@@ -1,5 +1,6 @@
 """Trained networks by name, with a card of what they are; safetensors and JSON in and out, nothing is executed."""
 
+import copy
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ REAL = {  # name -> file under ZFKIT_DATA
     "squeezenet-imagenet": "squeezenet1_0-imagenet.safetensors",
 }
 NETWORKS = (*CONFIGS, "untrained", *REAL)  # torchvision's names are valid too
+SERIES = "series.json"  # of a recorded series: its network, and the sha256 of each epoch's file
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,21 @@ def load_published(path: Path) -> tuple[nn.Module, Card]:
     return apply_state(net, load_state(path), path).eval(), card
 
 
-def snapshots(name: str) -> dict[int, nn.Module]:
-    """Epoch -> the network in eval mode with that epoch's convolutions and batch norms; the rest is final.
+def snapshots(name: str | Path, net: nn.Module | None = None) -> dict[int, nn.Module]:
+    """Epoch -> the network in eval mode as it was after that epoch; epochs ascend.
 
-    Raises ValueError if the series is missing, damaged or another network's.
+    name: a shipped network: its convolutions and batch norms are that epoch's, the rest is final, and where its series
+    ends before the last epoch the network itself is added as that epoch's. Or the Path of a `recorder`'s folder.
+    net: for a folder that holds no network of our builders, one of that shape.
+    Raises ValueError if the series or one of its files is missing, damaged or another network's.
     """
-    path = weights_folder() / f"{name}-snapshots.safetensors"
+    if isinstance(name, Path):
+        return _recorded(name, net)
     final, card = load_network(name)
+    path = weights_folder() / f"{name}-snapshots.safetensors"
     if not path.exists() or "snapshots_sha256" not in card.record:
-        raise ValueError(f"{path}: there are no snapshots of {name}; valid: those of zfnet-menagerie")
+        valid = sorted(p.name.removesuffix(path.name[len(name) :]) for p in path.parent.glob("*-snapshots.safetensors"))
+        raise ValueError(f"{path}: there are no snapshots of {name}; valid: those of {', '.join(valid) or 'none'}")
     tensors = _read_checked(path, card.record["snapshots_sha256"])
     nets, state = {}, final.state_dict()
     wanted = [key for key in state if key.startswith(("conv", "bn"))]
@@ -138,6 +146,52 @@ def snapshots(name: str) -> dict[int, nn.Module]:
         _compare({key: state[key] for key in wanted}, kept, f"{path} {epoch}")
         net = apply_state(build(card.record["config"]["network"]), state | kept, path)
         nets[int(epoch.removeprefix("epoch"))] = net.eval()
+    last = card.record["config"]["epochs"]
+    return nets | ({last: final} if last > max(nets) else {})
+
+
+def recorder(folder: Path | str, epochs):
+    """A function (epoch, net) that keeps the net of these epochs in `folder`, a series that `snapshots` reads back.
+
+    Any training loop may call it after each epoch (1, 2, ...), as `training.train(..., callback=)` does; other epochs
+    are passed over. Weights are kept whole, as they are shipped (float16 for two or more dimensions), one file an
+    epoch, written by atomic rename; a training that was stopped and goes on adds to its folder.
+    Raises ValueError for epochs that are no whole numbers from 1 on, and for a damaged list of an older series.
+    """
+    folder, epochs = Path(folder), list(epochs)
+    if not epochs or any(not isinstance(epoch, int) or epoch < 1 for epoch in epochs):
+        raise ValueError(f"epochs {epochs!r}: valid are whole numbers from 1 on, at least one")
+    sums = dict(_series(folder)[1]) if (folder / SERIES).exists() else {}
+
+    def keep(epoch: int, net: nn.Module):
+        if epoch in epochs:
+            path = folder / f"epoch{epoch:02d}.safetensors"
+            training.write_tensors(path, {key: training.half(t) for key, t in net.state_dict().items()})
+            sums[str(epoch)] = hashlib.sha256(path.read_bytes()).hexdigest()
+            about = dict(config=getattr(net, "config", None), sums=sums)
+            training.write_bytes(folder / SERIES, json.dumps(about, indent=1).encode())
+
+    return keep
+
+
+def _series(folder: Path) -> tuple[dict, dict]:
+    """Of a recorded series: what builds the network, and the sha256 of each epoch's file."""
+    record = _sidecar(folder / SERIES)
+    sums = record.get("sums")
+    if not isinstance(sums, dict) or not sums or not all(epoch.isdecimal() for epoch in sums):
+        raise ValueError(f"{folder / SERIES}: not the list of a recorded series")
+    return record.get("config"), sums
+
+
+def _recorded(folder: Path, net: nn.Module | None) -> dict[int, nn.Module]:
+    config, sums = _series(folder)
+    if net is None and not config:
+        raise ValueError(f"{folder}: the series is of a network that is none of ours: give one of its shape as net")
+    nets = {}
+    for epoch in sorted(map(int, sums)):
+        path = folder / f"epoch{epoch:02d}.safetensors"
+        state = _read_checked(path, sums[str(epoch)])
+        nets[epoch] = apply_state(copy.deepcopy(net) if net else build(config), state, path).eval()
     return nets
 
 
