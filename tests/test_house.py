@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "forward": {"geometry", "networks", "switches"},
     "switches": set(),
     "deconvnet": {"geometry", "networks", "switches", "forward"},
-    "strongest": {"geometry", "networks", "switches", "deconvnet", "forward"},
+    "strongest": {"geometry", "forward", "training"},  # training: how files are written
+    "projections": {"geometry", "switches", "deconvnet", "forward", "strongest", "training"},
     "occlusion": {"geometry", "networks", "switches", "deconvnet", "forward"},
     "menagerie": {"menagerie"},
     "datasets": {"menagerie"},
