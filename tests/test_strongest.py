@@ -12,7 +12,7 @@ from zfkit.strongest import strongest
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(zfkit.strongest, "BATCH", 4)
+    monkeypatch.setattr(zfkit.strongest, "BATCH", 2)  # 4 at once of so small images
 
 
 def network():
@@ -63,7 +63,7 @@ def test_images_are_normalised_batch_by_batch():
         return torch.as_tensor(batch).permute(0, 3, 1, 2) / 255
 
     found = strongest(net, images, ["conv3"], 2, normalize)["conv3"]
-    assert seen == [4, 4, 1]
+    assert seen == [1, 4, 4, 1]
     assert torch.equal(found.image, strongest(net, normalize(images), ["conv3"], 2)["conv3"].image)
 
 

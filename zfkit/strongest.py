@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from .forward import evaluating, run_to
 from .geometry import ReceptiveField, resolve
 from .training import read_tensors, write_tensors
 
-BATCH = 32
+BATCH = 32  # images at once, which bounds the memory
 SAVE_S = 20  # of work between two checkpoints
 HASHED_BYTES = 64e6  # of the images; a larger set is sampled evenly
 VERSION = 1  # of the files in a folder: a step up discards what older code wrote
@@ -54,18 +55,19 @@ def strongest(
     if not 1 <= k <= count:
         raise ValueError(f"k is {k!r}; valid: 1 to {count}, the number of images")
     file = None if folder is None else kept_file(folder, "strongest", net, images, normalize, sorted(names.items()), k)
-    done, best = _read(file)
+    many = BATCH * (1 + (_checked(images[:1], normalize).numel() < 3 * 100 * 100))  # small images, more at once
+    done, tables = _read(file)
     with evaluating(net), torch.no_grad(), tqdm(total=count, initial=done, disable=not progress, unit="image") as bar:
         saved = time.monotonic()
-        for first in range(done, count, BATCH):
-            batch = _checked(images[first : first + BATCH], normalize)
-            run_to(net, batch, set(names.values()), lambda name, maps, first=first: _enter(best, name, maps, first, k))
+        for first in range(done, count, many):
+            batch = _checked(images[first : first + many], normalize)
+            run_to(net, batch, set(names.values()), partial(_enter, tables, first, k))
             bar.update(len(batch))
             done = first + len(batch)
             if file and (done == count or time.monotonic() - saved > SAVE_S):
-                _write(file, done, best)
+                _write(file, done, tables)
                 saved = time.monotonic()
-    return {layer: best[name] for layer, name in names.items()}
+    return {layer: tables[name].ranked() for layer, name in names.items()}
 
 
 def most_excited(maps: Tensor) -> Tensor:
@@ -109,33 +111,40 @@ def clipped(box, size) -> tuple[int, int, int, int]:
 # --- the running table ---------------------------------------------------------------------------------------
 
 
-def _enter(best: dict, name: str, maps: Tensor, first: int, k: int):
+class Table(NamedTuple):
+    """A layer's strongest units so far, a row per channel; -1 where no image has come yet."""
+
+    value: Tensor  # (C, k)
+    place: Tensor  # (3, C, k): image, row, col
+
+    @classmethod
+    def empty(cls, channels: int, k: int, dtype) -> "Table":
+        return cls(torch.full((channels, k), -torch.inf, dtype=dtype), torch.full((3, channels, k), -1))
+
+    def ranked(self) -> Strongest:
+        return Strongest(*(part.T.contiguous() for part in (self.value, *self.place)))
+
+
+def _enter(tables: dict, first: int, k: int, name: str, maps: Tensor):
     """Enter the images from `first` on into the table of a layer, in place."""
     maps = maps.reshape(*maps.shape, *[1] * (4 - maps.dim()))
-    rows = maps.permute(0, 2, 3, 1).amax(2)  # (N, h, C)
-    peaks = rows.amax(1).cpu()
-    if not peaks.isfinite().all():
+    rows = maps.permute(0, 2, 3, 1).amax(2)  # (N, h, C): a quick pass over channels_last maps
+    peaks = rows.amax(1).T.cpu()
+    if not peaks.sum(dtype=torch.float64).isfinite():
         raise ValueError(f"layer {name!r} is not finite on the images {first} to {first + len(maps) - 1}")
-    if name not in best:
-        nowhere = torch.full((k, peaks.shape[1]), -1)
-        best[name] = Strongest(
-            torch.full_like(nowhere, -torch.inf, dtype=peaks.dtype), *(nowhere.clone() for _ in "irc")
-        )
-    value, *places = best[name]
-    channels = (peaks > value[-1]).any(0).nonzero()[:, 0]  # an equal one comes later and loses
+    value, place = tables.setdefault(name, Table.empty(len(peaks), k, peaks.dtype))
+    channels = (peaks > value[:, -1:]).any(1).nonzero()[:, 0]  # an equal one comes later and loses
     if not len(channels):
         return
-    both = torch.cat([value[:, channels], peaks[:, channels]])
-    both, order = (part[:k] for part in both.sort(dim=0, descending=True, stable=True))
-    value[:, channels] = both
-    rank, column = (order >= k).nonzero(as_tuple=True)
-    image, channel = order[rank, column] - k, channels[column]
+    both, order = torch.cat([value[channels], peaks[channels]], 1).sort(dim=1, descending=True, stable=True)
+    order, kept = order[:, :k], place[:, channels]
+    kept = kept.gather(2, order.clamp(max=k - 1).expand_as(kept))
+    new = (order >= k).nonzero(as_tuple=True)
+    image, channel = order[new] - k, channels[new[0]]
     row = rows[image, :, channel].argmax(1)  # of equals the first, as in the row
-    found = (image + first, row.cpu(), maps[image, channel, row].argmax(1).cpu())
-    for place, new in zip(places, found, strict=True):
-        kept = place[:, channels].gather(0, order.clamp(max=k - 1))
-        kept[rank, column] = new
-        place[:, channels] = kept
+    col = maps[image, channel, row].argmax(1)
+    kept[:, *new] = torch.stack([image + first, row.cpu(), col.cpu()])
+    value[channels], place[:, channels] = both[:, :k], kept
 
 
 def _checked(batch, normalize) -> Tensor:
@@ -176,12 +185,12 @@ def _read(file: Path | None) -> tuple[int, dict]:
     try:
         tensors, about = read_tensors(file) if file else ({}, {})
         names = {key.rpartition("/")[0] for key in tensors}
-        best = {name: Strongest(*(tensors[f"{name}/{part}"] for part in Strongest._fields)) for name in names}
-        return (about["done"], best) if about.get("file") == file.name else (0, {})
+        tables = {name: Table(*(tensors[f"{name}/{part}"] for part in Table._fields)) for name in names}
+        return (about["done"], tables) if about.get("file") == file.name else (0, {})
     except (ValueError, KeyError, AttributeError):
         return 0, {}
 
 
-def _write(file: Path, done: int, best: dict):
-    tensors = {f"{name}/{part}": tensor for name, kept in best.items() for part, tensor in kept._asdict().items()}
+def _write(file: Path, done: int, tables: dict):
+    tensors = {f"{name}/{part}": tensor for name, table in tables.items() for part, tensor in table._asdict().items()}
     write_tensors(file, tensors, {"done": done, "file": file.name})
