@@ -20,13 +20,15 @@ CHAPTERS = book.chapters()
 # DESIGN: arrows go one way. Module -> what it may import of zfkit, whatever the depth.
 MAY_IMPORT = {
     "geometry": set(),
-    "networks": {"geometry"},
+    "normalization": set(),
+    "networks": {"geometry", "normalization"},
     "forward": {"geometry", "networks", "switches"},
     "switches": set(),
-    "deconvnet": {"geometry", "networks", "switches", "forward"},
+    "deconvnet": {"geometry", "normalization", "networks", "switches", "forward"},
     "strongest": {"geometry", "forward", "training"},  # training: how files are written
     "projections": {"geometry", "switches", "deconvnet", "forward", "strongest", "training"},
-    "occlusion": {"geometry", "networks", "switches", "deconvnet", "forward"},
+    "occlusion": {"geometry", "normalization", "networks", "switches", "deconvnet", "forward"},
+    "controls": {"geometry", "networks", "switches", "deconvnet", "forward"},
     "menagerie": {"menagerie"},
     "datasets": {"menagerie"},
     "loaders": {"datasets"},

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .forward import Calls, evaluating, hooked, module_at_work, place, run_to
 from .geometry import resolve
+from .normalization import ContrastNormalization, contrast_normalization
 from .switches import OVERLAPS, pool_with_switches, unpool
 
 CHUNK = 32  # images at once, which bounds the memory
@@ -191,7 +192,7 @@ def _steps(net, images, name) -> tuple[list[Step], Tensor]:
         return result
 
     def after(module, inputs, output):
-        if not type(module).__module__.startswith("torch.nn."):
+        if not type(module).__module__.startswith("torch.nn.") and type(module) is not ContrastNormalization:
             raise NotAChain(f"the mirror has no step for module {names[module]!r}, {type(module).__name__}")
         climb(names[module], module, inputs[0], output)
 
@@ -224,8 +225,8 @@ def _gradient_route(net, images, name, seed, overlap, lrn, rule="deconvnet") -> 
             layer = partial(_relu, rule)
         elif title in ACTIVATIONS and rule != "gradient":
             raise ValueError(f"no deconvnet rule for {title}() {place(names)}; known: modules nn.ReLU")
-        elif function is F.local_response_norm and lrn == "skip":
-            layer = _skipped_normalization
+        elif function in (F.local_response_norm, contrast_normalization) and lrn == "skip":
+            layer = partial(_skipped, function)
         elif title == "max_pool2d" and overlap == "max":
             layer = _pool_for_the_largest
         if layer is None:
@@ -265,8 +266,8 @@ def _relu(rule, maps, inplace=False):
     return above, masks[rule]
 
 
-def _skipped_normalization(maps, *arguments, **named):
-    return F.local_response_norm(maps, *arguments, **named), lambda signal: signal
+def _skipped(function, maps, *arguments, **named):
+    return function(maps, *arguments, **named), lambda signal: signal
 
 
 def _pool_for_the_largest(maps, *arguments, return_indices=False, **named):

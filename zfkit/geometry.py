@@ -98,8 +98,8 @@ def _plain(rows, columns):
 
 
 POINTWISE = set(
-    "ReLU BatchNorm2d LocalResponseNorm Dropout Dropout2d Identity GELU SiLU ReLU6 LeakyReLU Sigmoid Hardswish"
-    " relu dropout add iadd mul cat".split()
+    "ReLU BatchNorm2d LocalResponseNorm ContrastNormalization Dropout Dropout2d Identity GELU SiLU ReLU6 LeakyReLU"
+    " Sigmoid Hardswish relu dropout add iadd mul cat".split()
 )
 
 

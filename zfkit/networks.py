@@ -7,6 +7,7 @@ from torch import nn
 
 from .geometry import out_size
 from .geometry import resolve as resolve  # offered here too: which module a layer name means
+from .normalization import ContrastNormalization
 
 NORMS = ("lrn", "batch", "none")
 
@@ -139,8 +140,8 @@ def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
     return side
 
 
-def _contrast_normalization(a) -> nn.LocalResponseNorm:
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=a.get("lrn_k", 2.0))
+def _contrast_normalization(a) -> ContrastNormalization:
+    return ContrastNormalization(5, alpha=1e-4, beta=0.75, k=a.get("lrn_k", 2.0))
 
 
 def _add_classifier(modules, stages, a, width):
