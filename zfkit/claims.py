@@ -72,7 +72,8 @@ CLAIMS = _claims(
      "the smaller of two gains over layer 4: share of the object covered by the projection, and pose spread of the "
      "nine strongest within a class; over units", "random nines", 0.0),
     ("sec. 4, Fig. 2", "Each map groups alike images strongly, and the patches vary more than the projections", "none",
-     "mean similarity of the nine within a map minus between maps; over units", "random nines; untrained network", 0.0),
+     "the smaller of two: similarity of the nine projections within a map minus between maps; and minus that of the "
+     "nine patches, all aligned; over units", "random nines; untrained network", 0.0),
     ("sec. 4, Fig. 2", "Invariance grows with the layer and discriminative parts are exaggerated", "none",
      "projection energy at eyes and nose over the face's mean, divided by the same of the edge map, minus 1; "
      "over images", "edge map at the same points", 0.0),

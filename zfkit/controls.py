@@ -1,0 +1,47 @@
+"""What a picture must be compared with before it proves anything: networks that learnt nothing, and an edge map."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .deconvnet import feature_maps
+from .forward import hooked
+
+
+def edges(normalized: Tensor) -> Tensor:
+    """Strength of the brightness step at each pixel, (N, 1, H, W): a map that knows no network."""
+    grey = F.pad(normalized.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
+    down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
+    return (across.square() + down.square()).sqrt()
+
+
+def filtering(net: nn.Module, normalized: Tensor, layer: str) -> list[str]:
+    """The names of the modules with filters that `layer` rests on, in the order of the forward pass."""
+    found = {name: module for name, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    names, ran = {module: name for name, module in found.items()}, []
+    with hooked(found.values(), lambda module, *_: ran.append(names[module])):
+        feature_maps(net, normalized[:1], [layer])
+    return ran
+
+
+def randomized(net: nn.Module, names, normalized: Tensor, seed=0) -> nn.Module:
+    """A copy of the network in which the named modules have random weights of the same spread, in eval mode.
+
+    Batch normalisations then take their statistics anew from the images (N, 3, H, W), or most units would be dead.
+    Source: the sanity checks of Adebayo et al. 2018, for the control "untrained".
+    """
+    other, generator = copy.deepcopy(net), torch.Generator().manual_seed(seed)
+    for name in names:
+        weight = other.get_submodule(name).weight.data
+        weight.copy_(torch.randn(weight.shape, generator=generator).to(weight) * weight.std())
+    norms = [module for module in other.modules() if isinstance(module, nn.BatchNorm2d)] if names else []
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+        norm.momentum = None  # the plain mean of what it sees
+    with torch.no_grad():
+        other(normalized)
+    return other.eval()
