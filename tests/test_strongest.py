@@ -1,18 +1,21 @@
 """The strongest images of every channel against a full table."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import nn
 
-import zfkit.strongest
 from zfkit.deconvnet import feature_maps
 from zfkit.networks import zfnet
 from zfkit.strongest import strongest
 
+module = import_module("zfkit.strongest")  # zfkit.strongest itself is the function
+
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(zfkit.strongest, "BATCH", 2)  # 4 at once of so small images
+    monkeypatch.setattr(module, "BATCH", 2)  # 4 at once of so small images
 
 
 def network():

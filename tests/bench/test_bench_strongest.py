@@ -2,15 +2,16 @@
 
 import statistics
 import time
+from importlib import import_module
 
 import pytest
 import torch
 
-from zfkit import strongest as module
 from zfkit.forward import evaluating, run_to
 from zfkit.networks import init_weights, zfnet
 
 pytestmark = pytest.mark.bench
+module = import_module("zfkit.strongest")  # zfkit.strongest itself is the function
 LAYERS = [f"conv{n}" for n in range(1, 6)]
 SMALL = dict(size=64, channels=(48, 128, 192, 192, 128), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1))
 
