@@ -65,6 +65,14 @@ def touched(inputs: tuple[int, int], count: int, kernel: int, stride=1, padding=
     return max(0, first), min(count, (e - 1 + padding) // stride + 1)
 
 
+def sliding(module) -> list[tuple[int, int, int, int]] | None:
+    """(kernel, stride, padding, dilation) of a convolution or pooling along rows and columns; None of other modules."""
+    if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)) or isinstance(module.padding, str):
+        return None
+    sizes = module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1)
+    return [tuple(size if isinstance(size, int) else size[axis] for size in sizes) for axis in (0, 1)]
+
+
 def receptive_field(net: nn.Module, layer: str) -> ReceptiveField:
     """Size, jump and first centre, in pixels, of the units of `layer`; fc6 of ZFNet reads 331 of them.
 
@@ -140,9 +148,8 @@ def _below(node, modules, units, axis) -> tuple[int, int]:
     """What `units` of a node's output read of its input, along one axis."""
     module = modules[node.target] if node.op == "call_module" else None
     title = type(module).__name__ if module else getattr(node.target, "__name__", node.target)
-    if title in ("Conv2d", "MaxPool2d", "AvgPool2d") and not isinstance(module.padding, str):
-        sizes = [module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1)]
-        return needed(units, *(size if isinstance(size, int) else size[axis] for size in sizes))
+    if windows := sliding(module):
+        return needed(units, *windows[axis])
     if title == "Linear":
         return 0, module.in_features
     if title.lower() in ("flatten", "view", "reshape"):

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .forward import evaluating, run_to
-from .geometry import ReceptiveField, resolve
+from .geometry import ReceptiveField, resolve, sliding
 from .training import read_tensors, write_tensors
 
 BATCH = 32  # images at once, which bounds the memory
@@ -57,11 +57,13 @@ def strongest(
     file = None if folder is None else kept_file(folder, "strongest", net, images, normalize, sorted(names.items()), k)
     many = BATCH * (1 + (_checked(images[:1], normalize).numel() < 3 * 100 * 100))  # small images, more at once
     done, tables = _read(file)
+    running = Pass(net, set(names.values()), k, tables)
     with evaluating(net), torch.no_grad(), tqdm(total=count, initial=done, disable=not progress, unit="image") as bar:
         saved = time.monotonic()
         for first in range(done, count, many):
             batch = _checked(images[first : first + many], normalize)
-            run_to(net, batch, set(names.values()), partial(_enter, tables, first, k))
+            running.first = first
+            run_to(net, batch, {*names.values(), *running.pools}, running)
             bar.update(len(batch))
             done = first + len(batch)
             if file and (done == count or time.monotonic() - saved > SAVE_S):
@@ -125,26 +127,70 @@ class Table(NamedTuple):
         return Strongest(*(part.T.contiguous() for part in (self.value, *self.place)))
 
 
-def _enter(tables: dict, first: int, k: int, name: str, maps: Tensor):
-    """Enter the images from `first` on into the table of a layer, in place."""
-    maps = maps.reshape(*maps.shape, *[1] * (4 - maps.dim()))
-    rows = maps.permute(0, 2, 3, 1).amax(2)  # (N, h, C): a quick pass over channels_last maps
-    peaks = rows.amax(1).T.cpu()
-    if not peaks.sum(dtype=torch.float64).isfinite():
-        raise ValueError(f"layer {name!r} is not finite on the images {first} to {first + len(maps) - 1}")
-    value, place = tables.setdefault(name, Table.empty(len(peaks), k, peaks.dtype))
-    channels = (peaks > value[:, -1:]).any(1).nonzero()[:, 0]  # an equal one comes later and loses
-    if not len(channels):
-        return
-    both, order = torch.cat([value[channels], peaks[channels]], 1).sort(dim=1, descending=True, stable=True)
-    order, kept = order[:, :k], place[:, channels]
-    kept = kept.gather(2, order.clamp(max=k - 1).expand_as(kept))
-    new = (order >= k).nonzero(as_tuple=True)
-    image, channel = order[new] - k, channels[new[0]]
-    row = rows[image, :, channel].argmax(1)  # of equals the first, as in the row
-    col = maps[image, channel, row].argmax(1)
-    kept[:, *new] = torch.stack([image + first, row.cpu(), col.cpu()])
-    value[channels], place[:, channels] = both[:, :k], kept
+class Pass:
+    """The tables while the pass goes on; called with the maps of each watched layer."""
+
+    def __init__(self, net: nn.Module, names: set, k: int, tables: dict):
+        self.names, self.k, self.tables, self.first = names, k, tables, 0
+        self.pools = _pools(net, names)
+        self.waiting = dict.fromkeys(below for below, _ in self.pools.values())
+
+    def __call__(self, name: str, maps: Tensor):
+        maps = maps.reshape(*maps.shape, *[1] * (4 - maps.dim()))
+        if name in self.pools:  # the maxima of its maps are those of the layer below, at a quarter of the reads
+            below, module = self.pools[name]
+            self.enter(below, self.waiting[below], maps, sliding(module))
+            self.waiting[below] = None
+        if name in self.waiting:
+            self.waiting[name] = maps
+        elif name in self.names:
+            self.enter(name, maps)
+
+    def enter(self, name: str, maps: Tensor, pooled=None, windows=((1, 1, 0, 1), (1, 1, 0, 1))):
+        """Enter a batch of images into the table of a layer."""
+        if pooled is None or not _covers(windows, maps.shape[2:], pooled.shape[2:]):
+            pooled, windows = maps, ((1, 1, 0, 1), (1, 1, 0, 1))
+        rows = pooled.permute(0, 2, 3, 1).amax(2)  # (N, h, C)
+        peaks = rows.amax(1).T.cpu()
+        if not peaks.sum(dtype=torch.float64).isfinite():
+            raise ValueError(f"layer {name!r} is not finite on the images {self.first} to {self.first + len(maps) - 1}")
+        value, place = self.tables.setdefault(name, Table.empty(len(peaks), self.k, peaks.dtype))
+        channels = (peaks > value[:, -1:]).any(1).nonzero()[:, 0]  # an equal one comes later and loses
+        if not len(channels):
+            return
+        both, order = torch.cat([value[channels], peaks[channels]], 1).sort(dim=1, descending=True, stable=True)
+        order, kept = order[:, : self.k], place[:, channels]
+        kept = kept.gather(2, order.clamp(max=self.k - 1).expand_as(kept))
+        new = (order >= self.k).nonzero(as_tuple=True)
+        image, channel = order[new] - self.k, channels[new[0]]
+        kept[:, *new] = torch.stack([image + self.first, *_position(maps, rows, image, channel, windows[0])])
+        value[channels], place[:, channels] = both[:, : self.k], kept
+
+
+def _pools(net: nn.Module, names: set) -> dict:
+    """Name of a max pooling -> the layer directly below it and the pooling, where a plain chain makes that certain."""
+    if type(net).forward is not nn.Sequential.forward or len(dict(net.named_children())) < len(net):
+        return {}
+    return {
+        above: (below, module)
+        for (below, _), (above, module) in pairwise(net.named_children())
+        if below in names and isinstance(module, nn.MaxPool2d) and not module.return_indices
+    }
+
+
+def _covers(windows, size, count) -> bool:
+    """Do `count` windows leave out none of `size` units, along both axes?"""
+    reach = [s <= k and d == 1 and (n - 1) * s - p + k for (k, s, p, d), n in zip(windows, count, strict=True)]
+    return all(far >= side for far, side in zip(reach, size, strict=True))
+
+
+def _position(maps: Tensor, rows: Tensor, image: Tensor, channel: Tensor, window) -> tuple[Tensor, Tensor]:
+    """Row and column of the largest unit, of equals the first, by the rows (N, h, C) of (pooled) maxima."""
+    kernel, stride, padding, _ = window
+    top = rows[image, :, channel].argmax(1).cpu() * stride - padding
+    band = (top[:, None] + torch.arange(kernel)).clamp(0, maps.shape[2] - 1)
+    place = maps[image[:, None], channel[:, None], band].flatten(1).argmax(1).cpu()
+    return band.gather(1, place[:, None] // maps.shape[3])[:, 0], place % maps.shape[3]
 
 
 def _checked(batch, normalize) -> Tensor:
