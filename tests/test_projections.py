@@ -1,0 +1,224 @@
+"""Projections by windows against `project` on whole images, at every border."""
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from zfkit.deconvnet import feature_maps, project
+from zfkit.geometry import receptive_field
+from zfkit.networks import alexnet, zfnet
+from zfkit.projections import projections
+from zfkit.strongest import Strongest, crops, strongest
+
+module = import_module("zfkit.projections")
+SMALL = dict(channels=(6, 8, 8, 8, 6), fc=(9, 9))
+NARROW = SMALL | dict(strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1))
+
+
+def vgg(norm=False):
+    layers, maps = [], 3
+    for channels, pool in ((5, True), (6, True), (7, False), (8, True), (6, False)):
+        layers += [nn.Conv2d(maps, channels, 3, padding=1), *([nn.BatchNorm2d(channels)] if norm else []), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if pool else []
+        maps = channels
+    return nn.Sequential(*layers)
+
+
+def odd():
+    """Padded and overhanging pools that are not square, dilation, groups, average pooling, batch norm after a pool."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, (5, 3), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), nn.ReLU(),
+        nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, groups=2),
+        nn.ReLU(inplace=True), nn.AvgPool2d((2, 3), 1), nn.Conv2d(8, 6, 3, padding=2, groups=2), nn.BatchNorm2d(6),
+        nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Dropout(), nn.Conv2d(6, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2),
+    )  # fmt: skip
+
+
+NETS = {
+    "ZFNet, LRN": (lambda: zfnet(5, size=127, **SMALL), ["conv1", "pool1", "conv2", "pool2", "conv3", "conv5"]),
+    "batch norm": (lambda: zfnet(5, size=127, norm="batch", **SMALL), ["conv1", "bn2", "conv3", "conv4", "pool5"]),
+    "80 px": (lambda: zfnet(5, size=80, norm="batch", **NARROW), ["conv1", "conv2", "conv3", "conv5"]),
+    "AlexNet, groups": (lambda: alexnet(5, 2, size=131, **SMALL), ["relu1", "pool1", "conv2", "conv4", "conv5"]),
+    "VGG": (vgg, ["0", "3", "5", "8", "12"]),
+    "VGG, batch norm": (lambda: vgg(True), ["1", "6", "10", "16"]),
+    "odd": (odd, ["0", "2", "3", "4", "6", "9", "10", "14"]),
+}
+
+
+def prepared(which, dtype):
+    torch.manual_seed(1)
+    net = NETS[which][0]().to(dtype).eval()
+    for part in net.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight)
+            nn.init.normal_(part.bias, 0, 0.05)
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.1), part.running_var.uniform_(0.5, 2)
+            part.weight.data.normal_(1, 0.5), part.bias.data.normal_(0, 0.1)
+    size = (net.config["size"],) * 2 if hasattr(net, "config") else (67, 59)
+    if which == "ZFNet, LRN":
+        size = (127, 151)  # not square
+    images = torch.randn(4, 3, *size, dtype=dtype)
+    images[3, :, :, size[1] // 2 :] = 0.5  # flat: many equal maxima
+    return net, images.to(memory_format=torch.channels_last)
+
+
+def units_everywhere(maps, count=40):
+    """Units at the corners and at random, over all images and channels, as a flat Strongest, and their channels."""
+    n, c, h, w = maps.shape
+    generator = torch.Generator().manual_seed(0)
+    image, channel, row, col = (torch.randint(side, (count,), generator=generator) for side in (n, c, h, w))
+    row[:4], col[:4] = torch.tensor([0, 0, h - 1, h - 1]), torch.tensor([0, w - 1, 0, w - 1])
+    value = maps[image, channel, row, col].abs() + 0.1
+    return Strongest(value, image, row, col), channel
+
+
+def pasted(picture, box, size):
+    whole = picture.new_zeros(3, *size)
+    whole[:, box[0] : box[2], box[1] : box[3]] = picture
+    return whole
+
+
+@pytest.mark.parametrize("way", ["crops", "kept"])
+@pytest.mark.parametrize("which", NETS)
+@pytest.mark.parametrize("dtype, bar", [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["float64", "float32"])
+def test_equals_the_mirror_on_whole_images(which, way, dtype, bar):
+    net, images = prepared(which, dtype)
+    for layer in NETS[which][1]:
+        units, channel = units_everywhere(feature_maps(net, images, [layer])[layer])
+        pictures, boxes = projections(net, images, layer, units, channel, way=way)
+        position = torch.stack([units.row, units.col], 1)
+        whole = project(net, images[units.image], layer, channel, position, start=units.value, route="mirror")
+        cut = crops(images.permute(0, 2, 3, 1), receptive_field(net, layer), units)[1]
+        assert np.array_equal(boxes, cut), layer
+        assert any(np.ptp(boxes[:, axis + 2] - boxes[:, axis]) for axis in (0, 1)) or layer in "0 conv1"
+        for n, picture in enumerate(pictures):
+            far = (pasted(picture, boxes[n], images.shape[2:]) - whole[n]).abs().max() / whole[n].abs().max()
+            assert far < bar or not whole[n].any() and not picture.any(), (layer, n, far)
+        assert sum(bool(picture.any()) for picture in pictures) > len(pictures) // 2
+
+
+@pytest.mark.parametrize("which", ["batch norm", "AlexNet, groups"])
+def test_a_whole_layer_of_the_strongest(which):
+    net, images = prepared(which, torch.float64)
+    best = strongest(net, images, ["conv2", "conv4"], 3)
+    for layer, units in best.items():
+        pictures, boxes = projections(net, images, layer, units)
+        for way in module.WAYS:
+            other, also = projections(net, images, layer, units, way=way)
+            assert np.array_equal(boxes, also)
+            assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(pictures, other, strict=True))
+        some, [*_] = projections(net, images, layer, units.of(5), 5)
+        assert torch.allclose(some[2], pictures[2 * units.value.shape[1] + 5], rtol=0, atol=1e-12)
+        several, _ = projections(net, images, layer, units.of([5, 1]), [5, 1])
+        assert torch.allclose(several[1], pictures[1], rtol=0, atol=1e-12)
+
+
+class Branches(nn.Module):
+    """Neither a chain nor a module that hides nothing: two paths, and one chain with a step between its modules."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.first, self.relu, self.second, self.branch = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), branch
+
+    def forward(self, images):
+        maps = self.relu(self.first(images))
+        return self.second(maps) + maps[:, :, 1:-1, 1:-1] if self.branch else self.second(maps.mul_(2))
+
+
+@pytest.mark.parametrize("branch", [True, False])
+def test_other_networks_take_the_plain_way(branch):
+    torch.manual_seed(0)
+    net, images = Branches(branch).double(), torch.randn(3, 3, 20, 20, dtype=torch.float64)
+    layer = "second"
+    units, channel = units_everywhere(feature_maps(net, images, [layer])[layer])
+    if not branch:
+        with pytest.raises(ValueError, match="way 'kept' needs a chain"):
+            projections(net, images, layer, units, channel, way="kept")
+        return
+    pictures, boxes = projections(net, images, layer, units, channel)
+    position = torch.stack([units.row, units.col], 1)
+    whole = project(net, images[units.image], layer, channel, position, start=units.value)
+    for n, picture in enumerate(pictures):
+        assert picture.shape == (3, 5, 5)
+        assert torch.equal(pasted(picture, boxes[n], (20, 20)), whole[n])
+
+
+def test_units_behind_the_flatten_see_the_whole_image():
+    net, images = prepared("80 px", torch.float64)
+    units = strongest(net, images, ["fc6"], 2)["fc6"]
+    pictures, boxes = projections(net, images, "fc6", units.of(3), 3)
+    assert boxes.tolist() == [[0, 0, 80, 80]] * 2
+    assert torch.allclose(pictures[1], project(net, images[units.image[1, 3]][None], "fc6", 3)[0], atol=1e-12)
+
+
+def test_the_contrast_normalisations_derivative_takes_the_plain_way():
+    net, images = prepared("ZFNet, LRN", torch.float64)
+    units = strongest(net, images, ["conv3"], 1)["conv3"].of(2)
+    [picture], _ = projections(net, images, "conv3", units, 2, lrn="derivative")
+    [skipped], [box] = projections(net, images, "conv3", units, 2)
+    whole = project(net, images[units.image], "conv3", 2, lrn="derivative")[0]
+    assert torch.allclose(pasted(picture, box, images.shape[2:]), whole, atol=1e-12)
+    assert not torch.allclose(picture, skipped)
+
+
+def test_a_folder_keeps_the_pictures(tmp_path, monkeypatch):
+    net, images = prepared("80 px", torch.float32)
+    units = strongest(net, images, ["conv2", "conv3"], 3)
+    plain, boxes = projections(net, images, "conv3", units["conv3"])
+    made, also = projections(net, images, "conv3", units["conv3"], folder=tmp_path)
+    assert np.array_equal(boxes, also)
+    assert all((a - b).abs().max() <= 5e-4 * a.abs().max() for a, b in zip(plain, made, strict=True))
+    for file in list(tmp_path.iterdir()):  # what is damaged is made again
+        file.write_bytes(file.read_bytes()[:100])
+    projections(net, images, "conv3", units["conv3"], folder=tmp_path)
+    monkeypatch.setattr(module, "_chain", None)
+    again, also = projections(net, images, "conv3", units["conv3"], folder=tmp_path)
+    assert np.array_equal(boxes, also) and all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
+    for call in [("conv2", units["conv2"]), ("conv3", units["conv3"]._replace(row=1 + 0 * units["conv3"].row))]:
+        with pytest.raises(TypeError):
+            projections(net, images, *call, folder=tmp_path)
+    net.conv3.weight.data[0, 0, 0, 0] += 1
+    with pytest.raises(TypeError):
+        projections(net, images, "conv3", units["conv3"], folder=tmp_path)
+
+
+def test_images_are_normalised_as_they_are_needed():
+    net, images = prepared("80 px", torch.float32)
+    raw = torch.randint(256, (40, 80, 80, 3), dtype=torch.uint8).numpy()
+
+    def normalize(batch):
+        assert len(batch) <= 16
+        return torch.as_tensor(batch).permute(0, 3, 1, 2) / 255 - 0.5
+
+    numbers = torch.arange(40)
+    units = Strongest(torch.ones(40), numbers.flip(0), numbers % 5, numbers % 7)
+    pictures, _ = projections(net, raw, "conv3", units, numbers % 8, normalize=normalize)
+    few = Strongest(*(part[30:32] for part in units))
+    whole, _ = projections(net, raw, "conv3", few, numbers[30:32] % 8, normalize=normalize, way="project")
+    assert torch.allclose(pictures[30], whole[0], atol=1e-6) and torch.allclose(pictures[31], whole[1], atol=1e-6)
+
+
+def test_refusals():
+    net, images = prepared("80 px", torch.float32)
+    units = strongest(net, images, ["conv2"], 2)["conv2"]
+    one = units.of(3)
+    wrong = [
+        ("conv9", (one, 3), {}, "unknown layer 'conv9'; valid: conv1"),
+        ("conv2", (one, 3), dict(way="fast"), "unknown way 'fast'; valid: auto, crops, kept, project"),
+        ("conv2", (one, 8), {}, "no channel of 'conv2' is 8; valid: 0 to 7"),
+        ("conv2", (one, None), {}, "channel is None"),
+        ("conv2", (one, [1, 2, 3]), {}, r"channel \(3,\) does not go with units \(2,\)"),
+        ("conv2", (one._replace(image=one.image + 4), 3), {}, "no image .; valid: 0 to 3"),
+        ("conv2", (one._replace(row=one.row + 99), 3), {}, "no row of 'conv2' is .*; valid: 0 to 19"),
+        ("conv2", (one, 3), dict(way="crops", overlap="max"), "way 'crops' needs a chain"),
+        ("fc6", (one, 3), dict(way="kept"), "way 'kept' needs a chain"),
+        ("conv2", (one, 3), dict(overlap="mean"), "unknown overlap 'mean'"),
+    ]
+    for layer, arguments, options, message in wrong:
+        with pytest.raises(ValueError, match=message) as error:
+            projections(net, images, layer, *arguments, **options)
+        assert "\n" not in str(error.value)
