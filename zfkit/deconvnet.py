@@ -105,7 +105,7 @@ class Step(NamedTuple):
 
 def _mirror(net, images, name, seed, overlap, lrn) -> Tensor:
     with torch.no_grad():
-        steps, maps = _steps(net, images, name)
+        steps, maps = steps_to(net, images, name)
         signal = seed(maps)
         for step in reversed(steps):
             signal = _down(step, signal, overlap, lrn)
@@ -169,8 +169,11 @@ def _adjoint(function, below: Tensor, signal: Tensor) -> Tensor:
         return torch.autograd.grad(function(below), below, signal)[0]
 
 
-def _steps(net, images, name) -> tuple[list[Step], Tensor]:
-    """The layers from the pixels up to `name`, and its maps; NotAChain unless each takes what the last gave."""
+def steps_to(net: nn.Module, images: Tensor, name: str) -> tuple[list[Step], Tensor]:
+    """The layers from the pixels up to module `name` ("": the whole network), and its maps.
+
+    Raises NotAChain unless each layer takes what the last gave.
+    """
     steps, top = [], images
     names = {module: key for key, module in net.named_modules()}
 
