@@ -271,9 +271,10 @@ class Chain:
                 case nn.ReLU():
                     value = value.clamp(min=0)
                     signal = None if signal is None else signal.clamp_(min=0)
-                case nn.Conv2d() if signal is None:
+                case nn.Conv2d(dilation=(1, 1)) if signal is None:
                     signal = _one_filter(module, self.weights[j], channel) * value
                 case nn.Conv2d():
+                    signal = _one_hot(channel, value, above[1]) if signal is None else signal
                     signal = self._transposed_filter(j, signal)
                 case nn.MaxPool2d() | nn.AvgPool2d():
                     signal = _one_hot(channel, value, above[1]) if signal is None else signal
