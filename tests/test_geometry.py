@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from zfkit.geometry import needed, out_size, receptive_field, touched, window
+from zfkit.geometry import needed, out_size, receptive_field, sliding, touched, window
 from zfkit.networks import alexnet, zfnet
 
 ZFNET = {
@@ -82,6 +82,13 @@ def test_dilation_and_filters_that_are_not_square_as_gradients_say():
 
 def test_an_even_field_has_its_centre_between_two_pixels():
     assert receptive_field(nn.Sequential(nn.MaxPool2d(2)), "0") == (2, 2, 0.5)
+
+
+def test_what_slides_and_how():
+    assert sliding(nn.Conv2d(3, 4, (5, 3), (2, 1), dilation=(1, 3), padding=2)) == [(5, 2, 2, 1), (3, 1, 2, 3)]
+    assert sliding(nn.MaxPool2d(3, 2)) == [(3, 2, 0, 1)] * 2
+    assert sliding(nn.AvgPool2d((2, 3), padding=(1, 0))) == [(2, 2, 1, 1), (3, 3, 0, 1)]
+    assert sliding(nn.ReLU()) is None and sliding(nn.Conv2d(3, 4, 3, padding="same")) is None
 
 
 class Branches(nn.Module):

@@ -168,7 +168,7 @@ def batch_norm_ignored(step, signal, overlap, lrn):
 def sign_of_batch_norm_lost(step, signal, overlap, lrn):
     if not isinstance(step.module, nn.BatchNorm2d):
         return down(step, signal, overlap, lrn)
-    return signal * deconvnet._folded_scale(step.module).abs().view(-1, 1, 1)
+    return signal * deconvnet.folded_scale(step.module).abs().view(-1, 1, 1)
 
 
 def batch_norm_run_forward(step, signal, overlap, lrn):

@@ -28,11 +28,11 @@ def vgg(norm=False):
 
 
 def odd():
-    """Padded and overhanging pools that are not square, dilation, groups, average pooling, batch norm after a pool."""
+    """Padded and overhanging pools that are not square, dilation, groups, two layers in place."""
     return nn.Sequential(
         nn.Conv2d(3, 6, (5, 3), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), nn.ReLU(),
-        nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, groups=2),
-        nn.ReLU(inplace=True), nn.AvgPool2d((2, 3), 1), nn.Conv2d(8, 6, 3, padding=2, groups=2), nn.BatchNorm2d(6),
+        nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True), nn.LocalResponseNorm(3), nn.Conv2d(6, 8, 3, groups=2),
+        nn.ReLU(inplace=True), nn.Identity(), nn.Conv2d(8, 6, 3, padding=2, groups=2), nn.BatchNorm2d(6),
         nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Dropout(), nn.Conv2d(6, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2),
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ def prepared(which, dtype):
     return net, images.to(memory_format=torch.channels_last)
 
 
-def units_everywhere(maps, count=40):
+def units_everywhere(maps, count=20):
     """Units at the corners and at random, over all images and channels, as a flat Strongest, and their channels."""
     n, c, h, w = maps.shape
     generator = torch.Generator().manual_seed(0)
@@ -217,6 +217,7 @@ def test_refusals():
         ("conv2", (one._replace(image=one.image + 4), 3), {}, "no image .; valid: 0 to 3"),
         ("conv2", (one._replace(row=one.row + 99), 3), {}, "no row of 'conv2' is .*; valid: 0 to 19"),
         ("conv2", (one, 3), dict(way="crops", overlap="max"), "way 'crops' needs a chain"),
+        ("conv2", (units.of([]), []), {}, r"no units: their fields are \(2, 0\)"),
         ("fc6", (one, 3), dict(way="kept"), "way 'kept' needs a chain"),
         ("conv2", (one, 3), dict(overlap="mean"), "unknown overlap 'mean'"),
     ]

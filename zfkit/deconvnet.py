@@ -131,7 +131,7 @@ def _down(step: Step, signal: Tensor, overlap: str, lrn: str) -> Tensor:
         case nn.LocalResponseNorm():
             return signal if lrn == "skip" else _adjoint(module, step.kept, signal)
         case nn.BatchNorm1d() | nn.BatchNorm2d() if module.track_running_stats:
-            return signal * _folded_scale(module).view(-1, *[1] * (signal.dim() - 2))
+            return signal * folded_scale(module).view(-1, *[1] * (signal.dim() - 2))
         case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
             return _adjoint(module, signal.new_zeros(step.size), signal)
         case nn.Linear():
@@ -156,7 +156,7 @@ def transposed_filter(signal: Tensor, conv: nn.Conv2d, size: torch.Size) -> Tens
     return F.conv_transpose2d(signal, conv.weight, None, conv.stride, conv.padding, rest, conv.groups, conv.dilation)
 
 
-def _folded_scale(norm: nn.BatchNorm2d) -> Tensor:
+def folded_scale(norm: nn.BatchNorm2d) -> Tensor:
     """Factor per channel that batch normalisation puts on its convolution's filters, sign included."""
     scale = (norm.running_var + norm.eps).rsqrt()
     return scale if norm.weight is None else scale * norm.weight

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .deconvnet import project
+from .deconvnet import folded_scale, project
 from .forward import evaluating, hooked, run_to
 from .geometry import needed, receptive_field, resolve, sliding
 from .strongest import Strongest, clipped, kept_file
@@ -22,7 +22,7 @@ from .training import read_tensors, write_tensors
 WAYS = ("auto", "crops", "kept", "project")
 BYTES = 30e6  # of a batch's largest maps
 IMAGES = 16  # whole images at once
-POINTWISE = (nn.ReLU, nn.LocalResponseNorm, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Identity)
+POINTWISE = (nn.ReLU, nn.LocalResponseNorm, nn.Dropout, nn.Dropout2d, nn.Identity)
 
 
 def projections(
@@ -50,8 +50,13 @@ def projections(
         file = kept_file(folder, f"projections-{layer}", net, images, normalize, key)
         if (found := _read(file)) is not None:
             return found
-    load = _Images(images, normalize)
-    chain = _chain(net, load([0]), name) if way != "project" and (overlap, lrn) == ("sum", "skip") else None
+
+    def load(numbers: Tensor) -> Tensor:
+        some = images[numbers if isinstance(images, Tensor) else numbers.numpy()]
+        return normalize(some) if normalize else some
+
+    windowed = way != "project" and (overlap, lrn) == ("sum", "skip")
+    chain = _chain(net, load(torch.tensor([0])), name) if windowed else None
     if chain is None and way in ("crops", "kept"):
         raise ValueError(f"way {way!r} needs a chain of plain layers below {layer!r}, overlap 'sum' and lrn 'skip'")
     with tqdm(total=len(channel), disable=not progress, unit="unit") as bar:
@@ -60,7 +65,7 @@ def projections(
         else:
             _inside(layer, chain.layers[-1].above, channel, places)
             with evaluating(net), torch.no_grad():
-                found = chain.project(load, channel, places, way, bar)
+                found = chain.project_all(load, channel, places, way, bar)
     if folder is None:
         return found
     _write(file, *found)
@@ -70,6 +75,8 @@ def projections(
 def _flat(units: Strongest, channel, count: int) -> tuple[Tensor, Strongest]:
     """Channels and units as flat tensors."""
     shape = units.value.shape
+    if not shape.numel():
+        raise ValueError(f"no units: their fields are {tuple(shape)}")
     if channel is None and len(shape) != 2:
         raise ValueError("channel is None: units that are not a whole layer, fields (k, C), need one for all or each")
     channel = torch.arange(shape[1]) if channel is None else torch.as_tensor(channel)
@@ -89,17 +96,6 @@ def _inside(layer: str, size, channel: Tensor, units: Strongest):
             raise ValueError(f"no {what} of {layer!r} is {wrong}; valid: 0 to {count - 1}")
 
 
-class _Images:
-    """The images of some numbers, normalised."""
-
-    def __init__(self, images, normalize):
-        self.images, self.normalize = images, normalize
-
-    def __call__(self, numbers) -> Tensor:
-        batch = self.images[torch.as_tensor(numbers).numpy()]
-        return self.normalize(batch) if self.normalize else batch
-
-
 # --- windows -------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +113,8 @@ def _chain(net: nn.Module, image: Tensor, name: str) -> "Chain | None":
 
     def after(module, inputs, output):
         nonlocal top, plain
-        plain = plain and inputs[0] is top and output.dim() == 4 and _plain(module)
+        lower = layers[-1].module if layers else None
+        plain = plain and inputs[0] is top and output.dim() == 4 and _plain(module, lower)
         layers.append(Layer(module, inputs[0].shape, output.shape))
         top = output
 
@@ -133,16 +130,14 @@ def _chain(net: nn.Module, image: Tensor, name: str) -> "Chain | None":
     return Chain(layers) if torch.equal(again, maps) else None
 
 
-def _plain(module: nn.Module) -> bool:
+def _plain(module: nn.Module, below: nn.Module | None) -> bool:
     match module:
         case nn.Conv2d():
             return module.padding_mode == "zeros" and sliding(module) is not None
         case nn.MaxPool2d():
             return not module.return_indices and np.prod([window[0] for window in sliding(module)]) < 256
-        case nn.AvgPool2d():
-            return module.padding in (0, (0, 0)) and not module.ceil_mode and module.divisor_override is None
-        case nn.BatchNorm2d():
-            return module.track_running_stats
+        case nn.BatchNorm2d():  # its scale goes into the filters below it
+            return module.track_running_stats and isinstance(below, nn.Conv2d)
     return isinstance(module, POINTWISE)
 
 
@@ -160,7 +155,7 @@ class Chain:
         """The filters, times the scale of the batch norm that follows them."""
         weight = self.layers[j].module.weight
         if j + 1 < len(self.layers) and isinstance(self.layers[j + 1].module, nn.BatchNorm2d):
-            weight = weight * _scale(self.layers[j + 1].module).view(-1, 1, 1, 1)
+            weight = weight * folded_scale(self.layers[j + 1].module).view(-1, 1, 1, 1)
         return weight.detach().contiguous(memory_format=torch.channels_last)
 
     def windows(self, row: Tensor, col: Tensor) -> list:
@@ -180,7 +175,7 @@ class Chain:
         """Area of the window over that of the image."""
         return np.prod(self.sides()[0]) / np.prod(self.layers[0].below[2:])
 
-    def project(self, load, channel: Tensor, units: Strongest, way: str, bar) -> tuple[list, np.ndarray]:
+    def project_all(self, load, channel: Tensor, units: Strongest, way: str, bar) -> tuple[list, np.ndarray]:
         """Pictures and boxes of the units, taken image by image, so that an image is normalised once."""
         sizes = [s[0] * s[1] * layer.above[1] for s, layer in zip(self.sides()[1:], self.layers)]
         many = int(np.clip(BYTES / (max(sizes) * 4), 8, 256))
@@ -188,12 +183,8 @@ class Chain:
         if way == "auto":  # a forward pass on crops, or on whole images?
             way = "crops" if len(channel) * self.excess() < 1.4 * len(numbers) else "kept"
         pictures, boxes = [None] * len(channel), np.zeros((len(channel), 4), np.int64)
-        for first in range(0, len(numbers), IMAGES if self.climb else len(numbers)):
-            mine = (
-                ((image >= first) & (image < first + IMAGES)).nonzero()[:, 0]
-                if self.climb
-                else torch.arange(len(image))
-            )
+        for first in range(0, len(numbers), IMAGES):
+            mine = ((image >= first) & (image < first + IMAGES)).nonzero()[:, 0]
             normalized = load(numbers[first : first + IMAGES]) if self.climb else None
             kept = self.keep(normalized) if self.climb and way == "kept" else None
             for some in mine.split(many):
@@ -263,8 +254,8 @@ class Chain:
 
     def down(self, channel: Tensor, value: Tensor, windows: list, switches: dict) -> Tensor:
         """The signal in the pixels' windows (units, 3, h, w), given one value of one channel on top."""
-        device, signal = next(iter(self.weights.values())).device, None
-        channel, value = channel.to(device), value.to(device).view(-1, 1, 1, 1)
+        value = value.to(next(iter(self.weights.values()), value)).view(-1, 1, 1, 1)
+        channel, signal = channel.to(value.device), None
         for j in reversed(range(len(self.layers))):
             module, below, above = self.layers[j]
             match module:
@@ -276,13 +267,9 @@ class Chain:
                 case nn.Conv2d():
                     signal = _one_hot(channel, value, above[1]) if signal is None else signal
                     signal = self._transposed_filter(j, signal)
-                case nn.MaxPool2d() | nn.AvgPool2d():
+                case nn.MaxPool2d():
                     signal = _one_hot(channel, value, above[1]) if signal is None else signal
-                    signal = _spread(module, signal, switches.get(j), _side(windows[j]))
-                case nn.BatchNorm2d() if j - 1 not in self.weights:
-                    scale = _scale(module).view(-1, 1, 1)
-                    value = value * scale[channel][:, None] if signal is None else value
-                    signal = None if signal is None else signal * scale
+                    signal = _unpooled(module, signal, switches[j], _side(windows[j]))
             if isinstance(module, nn.Conv2d) and j:
                 signal = _fill_outside(signal, windows[j], below, 0.0)
         return signal if signal is not None else _one_hot(channel, value, self.layers[-1].above[1])
@@ -290,9 +277,8 @@ class Chain:
     def _transposed_filter(self, j: int, signal: Tensor) -> Tensor:
         module = self.layers[j].module
         if self.fine[j] is None:
-            return F.conv_transpose2d(
-                signal, self.weights[j], None, module.stride, 0, 0, module.groups, module.dilation
-            )
+            rest = module.stride, 0, 0, module.groups, module.dilation
+            return F.conv_transpose2d(signal, self.weights[j], None, *rest)
         stride, tall = module.stride[0], self.fine[j].shape[2]
         high, wide = ((n - 1) * stride + k for n, k in zip(signal.shape[2:], module.kernel_size))
         return F.pixel_shuffle(F.conv2d(signal, self.fine[j], padding=tall - 1), stride)[:, :, :high, :wide]
@@ -327,23 +313,13 @@ def _one_hot(channel: Tensor, value: Tensor, channels: int) -> Tensor:
     return F.one_hot(channel, channels).to(value)[:, :, None, None] * value
 
 
-def _spread(module: nn.Module, signal: Tensor, switches: Tensor | None, side) -> Tensor:
-    """The signal below a pooling: each value at its switch, equal places added up; or shared out over its window."""
-    signal = signal.contiguous(memory_format=torch.channels_last)
-    windows = sliding(module)
-    sizes, strides, _, dilation = ([window[n] for window in windows] for n in range(4))
-    if isinstance(module, nn.AvgPool2d):
-        each = signal.new_full((signal.shape[1], 1, *sizes), 1 / (sizes[0] * sizes[1]))
-        return F.conv_transpose2d(signal, each, None, strides, groups=signal.shape[1])
-    like = signal.new_empty(len(signal), *side, signal.shape[1]).permute(0, 3, 1, 2)
-    places = switches.contiguous(memory_format=torch.channels_last)
-    unpool = torch.ops.aten.max_pool2d_with_indices_backward  # `switches.unpool` in one step, whatever the layout
-    return unpool(signal, like, sizes, strides, [0, 0], dilation, False, places)
-
-
-def _scale(module: nn.BatchNorm2d) -> Tensor:
-    scale = (module.running_var + module.eps).rsqrt()
-    return (scale * module.weight if module.affine else scale).detach()
+def _unpooled(module: nn.MaxPool2d, signal: Tensor, switches: Tensor, side) -> Tensor:
+    """Each value at its switch, equal places added up: `switches.unpool` in one step, whatever the layout."""
+    sizes, strides, _, dilation = ([window[n] for window in sliding(module)] for n in range(4))
+    below = signal.new_empty(len(signal), *side, signal.shape[1]).permute(0, 3, 1, 2)
+    signal, places = (part.contiguous(memory_format=torch.channels_last) for part in (signal, switches))
+    adjoint = torch.ops.aten.max_pool2d_with_indices_backward
+    return adjoint(signal, below, sizes, strides, [0, 0], dilation, False, places)
 
 
 def _side(window) -> tuple[int, int]:

@@ -214,15 +214,15 @@ def kept_file(folder, what: str, net, images, normalize, *more) -> Path:
     for name, tensor in net.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
-    first = torch.as_tensor(images[:1])
-    step = 1 + int(len(images) * first.nbytes // HASHED_BYTES)
+    step = 1 + int(len(images) * _bytes(images[:1]).nbytes // HASHED_BYTES)
     for start in range(0, len(images), 64 * step):
-        digest.update(_bytes(torch.as_tensor(images[start : start + 64 * step : step])))
+        digest.update(_bytes(images[start : start + 64 * step : step]))
     digest.update(_bytes(_checked(images[:1], normalize)))
     return Path(folder) / f"{what}-{digest.hexdigest()[:16]}.safetensors"
 
 
-def _bytes(tensor: Tensor) -> np.ndarray:
+def _bytes(values) -> np.ndarray:
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))  # a copy may be written to
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 

@@ -82,7 +82,7 @@ def test_beside_captum(layer):
         return module.projections(net, images, layer, units, channel, way="crops")[0]
 
     def kept():
-        return chain.project(lambda numbers: images[numbers], channel, units, "kept", Bar)[0]
+        return chain.project_all(lambda numbers: images[numbers], channel, units, "kept", Bar)[0]
 
     class Bar:
         update = staticmethod(lambda count: None)
