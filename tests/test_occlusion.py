@@ -1,39 +1,77 @@
-"""The occlusion sweep against one forward pass per place."""
+"""The occlusion sweep: windows against one forward pass per place, over all classes, and what it leaves behind."""
+
+from functools import partial
 
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torch.nn import functional as F
 
-from zfkit.networks import zfnet
-from zfkit.occlusion import occlusion_maps
+from zfkit import occlusion
+from zfkit.networks import alexnet, zfnet
+from zfkit.occlusion import occluded, occlusion_maps
+
+TINY = dict(channels=(6, 8, 8, 8, 6), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(9, 9))
+
+
+def drawn(net, seed=0):
+    """The net with weights under which differences survive to the top, statistics of batch norms included."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.weight.normal_(0, (2 / module.weight[0].numel()) ** 0.5, generator=generator)
+                module.bias.normal_(0, 0.05, generator=generator)
+            if isinstance(module, nn.BatchNorm2d):
+                for values in (module.running_mean, module.bias):
+                    values.normal_(0, 0.2, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+    return net.eval()
 
 
 def network():
+    return drawn(zfnet(5, size=47, **TINY)).double()
+
+
+def picture(*sides, dtype=torch.float64):
     torch.manual_seed(0)
-    small = dict(channels=(6, 8, 8, 8, 6), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(9, 9))
-    net = zfnet(5, size=47, **small)
-    for module in net.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight)
-    return net.eval().double()
+    coarse = torch.rand(1, 3, *(max(2, side // 24) for side in sides), dtype=dtype)
+    return F.interpolate(coarse, sides, mode="bicubic") * 4 - 2 + torch.randn(1, 3, *sides, dtype=dtype) / 5
+
+
+def sharpened(net, image):
+    """The net with a last layer so scaled that its first class is likely; and that class."""
+    last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    while (sure := net(image).softmax(1).max()) < 0.5:
+        last.weight.data *= 1.25
+        last.bias.data *= 1.25
+    assert sure < 0.99
+    return net, net(image).argmax().item()
 
 
 def one_by_one(net, image, size, stride, fill):
-    _, _, height, width = image.shape
-    for y in range(0, height - size + 1, stride):
-        for x in range(0, width - size + 1, stride):
+    """The images of the sweep, made in the plainest way."""
+    (h, w), (dy, dx), (height, width) = size, stride, image.shape[2:]
+    for y in range(0, height - h + 1, dy):
+        for x in range(0, width - w + 1, dx):
             covered = image.clone()
-            covered[0, :, y : y + size, x : x + size] = fill
+            covered[0, :, y : y + h, x : x + w] = fill
             yield covered
 
 
-@pytest.mark.parametrize("size, stride, fill", [(8, 8, 0.0), (16, 5, torch.tensor([0.5, -1.0, 2.0])[:, None, None])])
-def test_equals_one_forward_pass_per_place(size, stride, fill):
+@pytest.mark.parametrize("method", ["windows", "plain"])
+@pytest.mark.parametrize(
+    "size, stride, fill",
+    [((8, 8), (8, 8), 0.0), ((16, 16), (5, 5), torch.tensor([0.5, -1.0, 2.0])), ((3, 20), (7, 4), 1.0)],
+)
+def test_equals_one_forward_pass_per_place(size, stride, fill, method):
     net, image = network(), torch.randn(1, 3, 47, 47, dtype=torch.float64)
-    got = occlusion_maps(net, image, 2, size, stride, torch.as_tensor(fill).flatten(), "conv5", 3)
-    covered = list(one_by_one(net, image, size, stride, fill))
-    side = (47 - size) // stride + 1
-    assert got.probability.shape == got.label.shape == got.activity.shape == (side, side)
+    got = occlusion_maps(net, image, 2, size, stride, fill, "conv5", 3, method=method)
+    colour = torch.as_tensor(fill).reshape(-1, 1, 1)
+    covered = list(one_by_one(net, image, size, stride, colour))
+    shape = tuple((47 - s) // t + 1 for s, t in zip(size, stride, strict=True))
+    assert got.probability.shape == got.label.shape == got.activity.shape == shape and got.method == method
     head = net[: list(net._modules).index("relu5") + 1]
     with torch.no_grad():
         probabilities = torch.cat([net(one).softmax(1) for one in covered])
@@ -44,11 +82,186 @@ def test_equals_one_forward_pass_per_place(size, stride, fill):
     assert torch.equal(got.label.flatten(), probabilities.argmax(1))
 
 
+# --- windows against plain, over the whole vector of probabilities ------------------------------------------
+
+
+def compared(net, image, places, size, layer, tolerance, **other):
+    windows = occluded(net, image, places, size, layer=layer, method="windows", **other)
+    plain = occluded(net, image, places, size, layer=layer, method="plain", **other)
+    assert (windows.method, plain.method) == ("windows", "plain")
+    assert (windows.probabilities - plain.probabilities).abs().max() < tolerance
+    assert torch.equal(windows.probabilities.argmax(1), plain.probabilities.argmax(1))
+    torch.testing.assert_close(windows.activity, plain.activity, rtol=tolerance / 10, atol=0)
+    return plain.probabilities
+
+
+def lrn_of_torch(**arguments):
+    net = zfnet(**arguments)
+    for name in ("norm1", "norm2"):
+        setattr(net, name, nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0))
+    return net
+
+
+def without_classifier(net, width):
+    return nn.Sequential(net.features, net.avgpool, nn.Flatten(), nn.Linear(width, 100))
+
+
+FEW = dict(num_classes=100, fc=(64, 64))
+WHOLE = {
+    "zfnet": (partial(zfnet, **FEW), "conv5", 224),
+    "zfnet, torch's LRN": (partial(lrn_of_torch, **FEW), "conv5", 224),
+    "zfnet, batch norm": (partial(zfnet, norm="batch", **FEW), "conv5", 224),
+    "alexnet, two groups": (partial(alexnet, groups=2, **FEW), "pool2", 227),
+    "torchvision's AlexNet": (lambda: without_classifier(torchvision.models.alexnet(), 9216), "0", 224),
+    "torchvision's VGG-11": (lambda: without_classifier(torchvision.models.vgg11(), 25088), "0.8", 128),
+}
+
+
+@pytest.fixture(scope="module", params=WHOLE)
+def whole(request):
+    make, layer, side = WHOLE[request.param]
+    image = picture(side, side, dtype=torch.float32)
+    return *sharpened(drawn(make()), image), image, layer
+
+
+@pytest.mark.parametrize("size", [16, 32, 75])
+def test_networks_of_full_size(whole, size):
+    """At a corner, at odd places and inside, with an image and class whose P is large."""
+    net, target, image, layer = whole
+    last = image.shape[3] - size
+    found = compared(net, image, [(last, last), (37, last), (last // 2, size // 2)], size, layer, 1e-5)
+    assert found[:, target].max() > 0.2
+
+
+@pytest.mark.parametrize("norm, size, stride", [("lrn", 16, 4), ("batch", 32, 8), ("none", 50, 16), ("lrn", 75, 4)])
+def test_whole_sweeps(norm, size, stride):
+    image = picture(80, 80)
+    net, target = sharpened(drawn(zfnet(16, size=80, norm=norm, **TINY)).double(), image)
+    arguments = (net, image, target, size, stride, 0.0, "conv4")
+    maps, plain = occlusion_maps(*arguments), occlusion_maps(*arguments, method="plain")
+    assert maps.method == "windows" and plain.probability.max() > 0.1
+    torch.testing.assert_close(maps.probability, plain.probability, rtol=0, atol=1e-12)
+    torch.testing.assert_close(maps.activity, plain.activity, rtol=1e-12, atol=0)
+    assert torch.equal(maps.label, plain.label)
+
+
+def chain(layers, image):
+    width = nn.Sequential(*layers).double()(image).numel()
+    return drawn(nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 7))).double()
+
+
+def conv(inputs, outputs, *geometry, **more):
+    return nn.Conv2d(inputs, outputs, *geometry, **more)
+
+
+ODD = {
+    "padded pools": [conv(3, 4, 5, 2, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), conv(4, 5, 3), nn.MaxPool2d(2)],
+    "ceil mode": [conv(3, 4, 4, 1), nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, 2, ceil_mode=True)],
+    "gaps between windows": [conv(3, 4, 2, 5), nn.ReLU(), nn.MaxPool2d(1, 3), conv(4, 6, 1, 2)],
+    "dilated, not square": [conv(3, 4, (3, 5), (1, 2), (2, 0), (2, 1)), nn.MaxPool2d((4, 2), (3, 2))],
+    "means": [conv(3, 4, 3), nn.AvgPool2d(3, 2), nn.ReLU(), nn.AvgPool2d(2, divisor_override=3)],
+    "means over a border": [conv(3, 4, 3), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(4, 3, ceil_mode=True)],
+    "means to a fixed size": [conv(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 3))],
+    "contrast, power 1": [conv(3, 6, 3, 2), nn.LocalResponseNorm(4, 1.0, 1.0, 1.0), nn.MaxPool2d(5, 5)],
+    "works in place": [nn.ReLU(inplace=True), conv(3, 4, 3, 4), nn.ReLU(inplace=True), nn.ELU(inplace=True)],
+    "padded by mirroring": [conv(3, 4, 3, 3), conv(4, 4, 3, 2, 1, padding_mode="reflect"), nn.ReLU()],
+    "padded to the same size": [conv(3, 4, 3, 3), nn.ReLU(), conv(4, 4, 3, padding="same"), nn.ReLU()],
+    "no spatial layer": [nn.Identity()],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (30, 5), (41, 58)])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_geometry_on_an_image_that_is_not_square(name, size):
+    layers, image = ODD[name], picture(41, 58)
+    net = chain(layers, image)
+    last = [side - s for side, s in zip((41, 58), size, strict=True)]
+    rows, cols = ([round(share * end) for share in (0, 0.03, 0.4, 0.97, 1)] for end in last)
+    places = [(row, col) for row in rows for col in cols]
+    before = image.clone()
+    compared(net, image, places, size, str(len(layers) - 1), 1e-12, channel=2)
+    assert torch.equal(image, before)
+
+
+def test_a_layer_in_the_head_and_a_container_can_be_followed():
+    net, image = network(), picture(47, 47)
+    compared(net, image, [(0, 0), (10, 20)], 12, "fc6", 1e-12, channel=4)
+    nested = nn.Sequential(net[:6], net[6:])
+    followed = occluded(nested, image, [(0, 0), (10, 20)], 12, layer="0", channel=1)
+    assert followed.method == "windows"
+    expected = occluded(net, image, [(0, 0), (10, 20)], 12, layer="conv2", channel=1)
+    assert torch.equal(followed.activity, expected.activity)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.top = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 6)
+
+    def forward(self, images):
+        return self.top((self.left(images).relu() + self.right(images)).mean((2, 3)))
+
+
+def test_a_network_with_branches_says_that_it_is_swept_plainly():
+    net, image = drawn(Branches()).double(), picture(30, 34)
+    maps = occlusion_maps(net, image, 1, 10, (8, 6), layer="right", channel=3)
+    assert maps.method == "plain" and maps.error is None
+    covered = torch.cat(list(one_by_one(net, image, (10, 10), (8, 6), 0.0)))
+    torch.testing.assert_close(maps.probability.flatten(), net(covered).softmax(1)[:, 1], rtol=0, atol=1e-14)
+    torch.testing.assert_close(maps.activity.flatten(), net.right(covered)[:, 3].sum((1, 2)), rtol=1e-13, atol=0)
+    for wrong in (dict(method="windows"), dict(precision="bfloat16")):
+        with pytest.raises(ValueError, match="no sweep by windows: the mirror knows modules only, not relu"):
+            occlusion_maps(net, image, 1, 10, 8, **wrong)
+
+
+class Tokens(nn.Module):
+    """A chain of modules with a reshape that is no Flatten."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.flatten, self.linear = nn.Conv2d(3, 4, 3, 3), nn.Flatten(), nn.Linear(24, 2)
+
+    def forward(self, images):
+        return self.flatten(self.linear(self.conv(images).reshape(len(images), 2, -1, 24)))
+
+
+def test_a_reshape_that_the_windows_cannot_follow_is_swept_plainly():
+    net, image = drawn(Tokens()).double(), picture(18, 24)
+    assert occluded(net, image, [(0, 0)], 6).method == "plain"
+
+
+def test_the_occluder_can_show_another_image():
+    net, image, blurred = network(), picture(47, 47), torch.full((3, 47, 47), 0.3, dtype=torch.float64)
+    blurred[0] = torch.arange(47)
+    covered = image.clone()
+    covered[0, :, 9:21, 30:42] = blurred[:, 9:21, 30:42]
+    for method in ("windows", "plain"):
+        got = occluded(net, image, [(9, 30)], 12, blurred, method=method).probabilities
+        torch.testing.assert_close(got, net(covered).softmax(1).detach(), rtol=0, atol=1e-13)
+
+
+# --- the approximate sweep ----------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_near_and_says_how_near():
+    image = picture(80, 80, dtype=torch.float32)
+    net, target = sharpened(drawn(zfnet(16, size=80, norm="batch", **TINY)), image)
+    near = occlusion_maps(net, image, target, 24, 16, layer="conv3", precision="bfloat16")
+    exact = occlusion_maps(net, image, target, 24, 16, layer="conv3")
+    worst = (near.probability - exact.probability).abs().max().item()
+    assert 1e-6 < near.error <= worst + 1e-5 and worst < 0.05
+    torch.testing.assert_close(near.activity, exact.activity, rtol=0.02, atol=0)
+    assert near.probability.dtype == torch.float32 and exact.error is None
+
+
+# --- manners ------------------------------------------------------------------------------------------------
+
+
 def convolutions():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def test_other_than_square_images_and_rows_before_columns():
+def test_rows_before_columns():
     net, image = convolutions().eval(), torch.zeros(1, 3, 20, 30)
     image[0, :, 10:, 24:] = 5.0
     maps = occlusion_maps(net, image, 0, 10, 10)
@@ -74,26 +287,98 @@ def test_the_strongest_map_is_followed_if_none_is_named():
     assert not torch.equal(occlusion_maps(net, image, 0, 8, 8, layer="1", channel=(strongest + 1) % 4)[2], named[2])
 
 
-def test_modes_are_restored_and_no_hook_is_left():
-    net = network().train()
+@pytest.mark.parametrize("method", ["windows", "plain"])
+def test_ctrl_c_leaves_nothing_behind_and_the_next_call_is_right(method, monkeypatch):
+    for limit in ("ROOM", "HEAD_BATCH"):
+        monkeypatch.setattr(occlusion, limit, 1)
+    net, image = network().train(), picture(47, 47)
     net.conv2.eval()
     modes = [module.training for module in net.modules()]
-    occlusion_maps(net, torch.randn(1, 3, 47, 47, dtype=torch.float64), 0, 20, 20, layer="conv2", channel=0)
+    arguments = (net, image, 0, 20, 4, 0.0, "fc7", 0)
+    expected = occlusion_maps(*arguments, method=method)
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+
+    handle = net.fc8.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt) as raised:  # keeps the frames alive, as a notebook does
+        occlusion_maps(*arguments, method=method, progress=True)
+    handle.remove()
+    assert raised.traceback and len(calls) == 5
     assert [module.training for module in net.modules()] == modes
     assert not any(module._forward_hooks for module in net.modules())
+    assert torch.equal(occlusion_maps(*arguments, method=method).probability, expected.probability)
 
 
-def test_refusals():
-    net, image = network(), torch.randn(1, 3, 47, 47, dtype=torch.float64)
-    cases = [
-        (dict(size=48), "no place for a square of 48 at stride 8 on 47x47 pixels"),
-        (dict(stride=0), "no place for a square of 8 at stride 0"),
-        (dict(target=5), "no class 5; valid: 0 to 4"),
-        (dict(layer="conv9"), "unknown layer 'conv9'; valid: conv1"),
-        (dict(layer="conv5", channel=6), "no channel of 'conv5' is 6; valid: 0 to 5"),
-        (dict(normalized=image[0]), r"one image \(1, 3, H, W\) is needed, not \(3, 47, 47\)"),
-    ]
-    for wrong, message in cases:
-        arguments = dict(normalized=image, target=0, size=8, stride=8) | wrong
-        with pytest.raises(ValueError, match=message):
-            occlusion_maps(net, **arguments)
+def test_progress_is_shown_if_asked(capsys):
+    net, image = network(), picture(47, 47)
+    occlusion_maps(net, image, 0, 20, 4)
+    assert capsys.readouterr().err == ""
+    occlusion_maps(net, image, 0, 20, 4, progress=True)
+    assert "occluder: 100%" in capsys.readouterr().err
+
+
+def test_memory_does_not_grow_with_the_places(monkeypatch):
+    """Stride 1: no batch of maps is larger than the room, whichever side of the head it lies."""
+    net, image = network(), picture(47, 47)
+    monkeypatch.setattr(occlusion, "ROOM", 40_000)
+    sizes, real, forward = [], occlusion._patches, net.fc6.forward
+    monkeypatch.setattr(occlusion, "_patches", lambda *a: (sizes.append(real(*a).numel()), real(*a))[1])
+    monkeypatch.setattr(net.fc6, "forward", lambda maps: (sizes.append(maps.numel()), forward(maps))[1])
+    maps = occlusion_maps(net, image, 0, 30, 1)
+    assert maps.probability.numel() == 18 * 18
+    assert max(sizes) < 3 * 40_000 and len(sizes) > 20
+
+
+REFUSED = [
+    (dict(size=48), "no place for a square of 48 at stride 8 on 47x47 pixels; valid: sizes 1 to the image's"),
+    (dict(size=(8, 50)), r"no place for a square of \(8, 50\) at stride 8"),
+    (dict(stride=0), "no place for a square of 8 at stride 0"),
+    (dict(stride=(4, -1)), r"no place for a square of 8 at stride \(4, -1\)"),
+    (dict(size=7.5), r"size must be a whole number or a pair \(rows, columns\), not 7.5"),
+    (dict(size=(1, 2, 3)), r"size must be a whole number or a pair \(rows, columns\), not \(1, 2, 3\)"),
+    (dict(target=5), "no class 5; valid: 0 to 4"),
+    (dict(target=-1), "no class -1; valid: 0 to 4"),
+    (dict(target=1.5), "no class 1.5; valid: 0 to 4"),
+    (dict(layer="conv9"), "unknown layer 'conv9'; valid: conv1"),
+    (dict(layer="conv5", channel=6), "no channel of 'conv5' is 6; valid: 0 to 5"),
+    (dict(fill=(0.0, 1.0)), r"fill must hold 1 number, 3 or an image \(3, 47, 47\), not \(2,\)"),
+    (dict(precision="half"), "unknown precision 'half'; valid: exact, bfloat16"),
+    (dict(method="quick"), "unknown method 'quick'; valid: auto, windows, plain"),
+    (dict(method="plain", precision="bfloat16"), "precision 'bfloat16' is for method 'windows', not 'plain'"),
+    (dict(normalized=torch.zeros(3, 47, 47)), r"one image \(1, 3, H, W\) is needed, not \(3, 47, 47\)"),
+    (dict(normalized=torch.zeros(0, 3, 47, 47)), r"one image \(1, 3, H, W\) is needed, not \(0, 3, 47, 47\)"),
+    (dict(normalized=torch.zeros(1, 3, 0, 0)), "no place for a square of 8 at stride 8 on 0x0 pixels"),
+    (dict(normalized=[[1.0]]), r"one image \(1, 3, H, W\) is needed, not \(\)"),
+    (dict(normalized=torch.zeros(1, 1, 47, 47).double()), r"\(1, 1, 47, 47\).*to have 3 channels, but got 1"),
+]
+
+
+@pytest.mark.parametrize("method", ["auto", "plain"])
+@pytest.mark.parametrize("wrong, message", REFUSED)
+def test_refusals_name_the_value_and_the_valid_ones(wrong, message, method):
+    arguments = dict(normalized=picture(47, 47), target=0, size=8, stride=8, method=method) | wrong
+    with pytest.raises(ValueError, match=message) as error:
+        occlusion_maps(network(), **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_networks_that_cannot_be_swept_are_refused():
+    image = torch.zeros(1, 3, 24, 24)
+    with pytest.raises(ValueError, match=r"the network gives \(1, 4, 22, 22\), not scores of classes"):
+        occlusion_maps(convolutions()[:2], image, 0, 8, 8)
+    mixing = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), *convolutions())
+    with pytest.raises(ValueError, match="'0' normalises over its batch"):
+        occlusion_maps(mixing, image, 0, 8, 8)
+
+
+@pytest.mark.parametrize("places", [[(0, 40)], [(-1, 0)]])
+def test_chosen_places_lie_inside(places):
+    with pytest.raises(ValueError, match=rf"no place for the occluder at .*{places[0][1]}\]; valid: \[0, 0\] to \[39"):
+        occluded(network(), picture(47, 47), places, 8)
+    for none in (torch.zeros(0, 2).long(), [0, 1], [(0.5, 1.0)]):
+        with pytest.raises(ValueError, match=r"places must be integers \(N, 2\), N > 0, not"):
+            occluded(network(), picture(47, 47), none, 8)
