@@ -183,6 +183,8 @@ def test_a_folder_keeps_the_pictures(tmp_path, monkeypatch):
     for call in [("conv2", units["conv2"]), ("conv3", units["conv3"]._replace(row=1 + 0 * units["conv3"].row))]:
         with pytest.raises(TypeError):
             projections(net, images, *call, folder=tmp_path)
+    file = max(tmp_path.iterdir())
+    assert module._read(file) and module._read(file.rename(tmp_path / "projections-conv2-0.safetensors")) is None
     net.conv3.weight.data[0, 0, 0, 0] += 1
     with pytest.raises(TypeError):
         projections(net, images, "conv3", units["conv3"], folder=tmp_path)

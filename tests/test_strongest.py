@@ -52,8 +52,9 @@ NETS = {
         lambda: import_module("torchvision").models.squeezenet1_1(weights=None),
         ["features.1", "features.3", "features.4.expand3x3"],
     ),
-    "gaps": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2, 3), nn.Conv2d(4, 3, 3)), ["1", "2"]),
-    "padded": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d((3, 5), 2, 1)), ["0", "1"]),
+    "gaps": (lambda: nn.Sequential(nn.Conv2d(3, 4, (4, 2)), nn.ReLU(), nn.MaxPool2d(2, 3)), ["1", "2"]),
+    "padded": (lambda: nn.Sequential(nn.Conv2d(3, 4, (4, 2)), nn.ReLU(), nn.MaxPool2d(3, 3, 1)), ["0", "1"]),
+    "overhang": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d((3, 5), 2, 1)), ["0", "1"]),
 }
 
 
