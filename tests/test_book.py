@@ -1,5 +1,7 @@
 """book and the command line, tried on chapters of a few lines in a folder of their own."""
 
+import base64
+import io
 import json
 import re
 import subprocess
@@ -7,8 +9,10 @@ import sys
 import time
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from zfkit import __main__ as command
 from zfkit import book
@@ -184,6 +188,21 @@ def test_chapters_command_writes_cleaned_notebooks_and_results(house, monkeypatc
     assert [cell.id for cell in notebook.cells] == ids
     assert book.faults(good) == [] and (house / "data" / "results" / "00-s0.json").exists()
     assert not list(house.rglob("*.part"))
+
+
+def test_a_tagged_picture_becomes_the_thumbnail(tmp_path):
+    picture, file = np.zeros((40, 20, 3), np.uint8), io.BytesIO()
+    picture[:10] = 255  # the top, that a tall picture keeps
+    Image.fromarray(picture).save(file, "PNG")
+    output = new_output("display_data", {"image/png": base64.b64encode(file.getvalue()).decode()})
+    cells = [new_code_cell("1", outputs=[]), new_code_cell("2", outputs=[output])]
+    path = tmp_path / "01_x.ipynb"
+    book.write(new_notebook(cells=cells), path)
+    assert book.thumbnail(path) is None
+    cells[1].metadata["tags"] = ["thumbnail"]
+    book.write(new_notebook(cells=cells), path)
+    shown = np.asarray(Image.open(io.BytesIO(book.thumbnail(path, 40, 30))))
+    assert shown.shape == (30, 40, 3) and shown[:18].min() > 200 and shown[22:].max() < 60
 
 
 def slider_cell(with_picture):

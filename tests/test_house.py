@@ -115,12 +115,13 @@ def test_imports_are_seen_in_every_form(tmp_path, monkeypatch):
 
 
 def test_zfkit_stays_thin():
-    """The helper module under 3,000 lines; the data set that it draws, under 1,000 more."""
+    """The helper module under 3,000 lines; the data set that it draws under 1,000 more, the fast paths under 800."""
     lines = {
         name: sum(1 for p in paths for x in p.read_text().splitlines() if x.strip())
         for name, paths in modules().items()
     }
-    drawing = lines.pop("menagerie")
+    drawing, fast = lines.pop("menagerie"), sum(map(lines.pop, ("projections", "occlusion", "normalization")))
+    assert fast < 800
     assert sum(lines.values()) < 3000, lines
     assert drawing < 1000
 
@@ -255,3 +256,14 @@ def test_a_chapter_keeps_the_house_rules(path):
 def test_there_are_chapters():
     assert [path.stem[:2] for path in CHAPTERS] == [f"{number:02}" for number in range(len(CHAPTERS))]
     assert len(CHAPTERS) >= 3
+
+
+def test_readme_shows_every_chapter_and_its_thumbnail():
+    readme = (ROOT / "README.md").read_text()
+    for path in CHAPTERS:
+        assert f"notebooks/{path.name}" in readme, f"README's map lacks {path.name}"
+        kept = book.THUMBNAILS / f"{path.stem[:2]}.jpg"
+        if book.thumbnail(path):
+            assert kept.is_file() and f"docs/thumbnails/{kept.name}" in readme, (
+                f"README lacks the picture of {path.name}"
+            )

@@ -76,6 +76,8 @@ def rewrite(run: book.Run) -> list[str]:
             shutil.copy(path, kept / f"{path.name}.part")
             os.replace(kept / f"{path.name}.part", kept / path.name)
         book.write(book.read(run.target), run.source)
+        if picture := book.thumbnail(run.source):
+            (book.THUMBNAILS / f"{run.source.stem[:2]}.jpg").write_bytes(picture)
     return [f"{run.source.name} not written: {fault}" for fault in faults]
 
 

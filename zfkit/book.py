@@ -1,6 +1,8 @@
 """Runs chapters with papermill, cleans notebooks, renders the site. Knows notebooks, never the science in them."""
 
 import ast
+import base64
+import io
 import json
 import os
 import re
@@ -16,6 +18,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+THUMBNAILS = ROOT / "docs" / "thumbnails"  # of README's map of the chapters
 RESULTS = ROOT / "build" / "results"  # where the chapters' verdicts are recorded
 VIEW = "application/vnd.jupyter.widget-view+json"
 LARGEST_KIB = 800
@@ -257,6 +260,27 @@ def read(path: Path):
         return nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a notebook: {str(error).splitlines()[0]}") from None
+
+
+def thumbnail(path: Path, width: int = 240, height: int = 150) -> bytes | None:
+    """A JPEG of the picture in a notebook's cell tagged `thumbnail`, for README's map; None where no cell is.
+
+    The picture is scaled to the width; of a taller one the top is shown.
+    """
+    from PIL import Image
+
+    for cell in read(path).cells:
+        for output in cell.get("outputs", []) if "thumbnail" in cell.metadata.get("tags", []) else []:
+            data = output.get("data", {})
+            if text := data.get("image/jpeg") or data.get("image/png"):
+                picture = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
+                picture = picture.resize(
+                    (width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS
+                )
+                file = io.BytesIO()
+                picture.crop((0, 0, width, min(height, picture.height))).save(file, "JPEG", quality=82, optimize=True)
+                return file.getvalue()
+    return None
 
 
 def write(notebook, path: Path) -> None:
