@@ -121,6 +121,10 @@ CONFIGS = {
         replace(_PLAIN, name="zfnet-menagerie-hard", dataset="menagerie-hard"),
         replace(_PLAIN, name="zfnet-menagerie-paper", network=_LRN, epochs=70, **PAPER),
         _PHOTOS,
+        replace(  # made in minutes where it is first asked for
+            _PHOTOS, name="zfnet-photos-small", dataset="tiny-imagenet-100", snapshots=(), epochs=3,
+            network=SMALL | dict(num_classes=100, size=64),
+        ),
         replace(  # for a comparison at equal data
             _PHOTOS, name="zfnet-photos-100", dataset="tiny-imagenet-100", snapshots=(),
             network=_SMALL_64 | dict(num_classes=100),
