@@ -179,8 +179,11 @@ class _Windows:
     def __init__(self, net, image, picture, size, watch, low):
         steps, logits = steps_to(net, image, "")
         self.picture, self.size, self.classes = picture, size, _classes(logits)
-        self.depth = len(steps_to(net, image, watch[0])[0]) if watch else None
-        self.channel = watch[1] if watch else None
+        self.channel, self.depth = None, None
+        if watch:
+            name, self.channel = watch
+            found = [number for number, step in enumerate(steps, 1) if step.name == name]
+            self.depth = found[0] if found else len(steps_to(net, image, name)[0])  # or a container's end
         self.layers, maps, self.largest = [], image.clone(memory_format=torch.channels_last), image.numel()
         while found := _layer(steps[0].module, maps, low if self.layers else image.dtype):
             layer, maps = found
