@@ -1,4 +1,7 @@
-"""What the strongest pass costs beside the bare forward pass to the same layer: one thread, CPU seconds."""
+"""What the strongest pass costs beside the bare forward pass to the same layer: one thread, CPU seconds.
+
+The first batches cost most, as all their images enter the table: the sets have 256 and 1920 images.
+"""
 
 import statistics
 import time
@@ -36,7 +39,7 @@ class BareFirst:
 
 @pytest.mark.parametrize(
     "net, size, count, bar",
-    [(dict(), 224, 96, 0.05), (SMALL | dict(norm="batch"), 64, 960, 0.10), (SMALL, 64, 960, 0.10)],
+    [(dict(), 224, 256, 0.05), (SMALL | dict(norm="batch"), 64, 1920, 0.10), (SMALL, 64, 1920, 0.10)],
     ids=["224 px, LRN", "64 px, batch norm", "64 px, LRN"],
 )
 def test_overhead_over_the_bare_forward_pass(net, size, count, bar):
@@ -47,7 +50,7 @@ def test_overhead_over_the_bare_forward_pass(net, size, count, bar):
     images = torch.randn(count, 3, size, size).to(memory_format=torch.channels_last)
 
     rounds = []
-    for _ in range(6):
+    for _ in range(4):
         paired, start = BareFirst(net, images), time.process_time()
         module.strongest(net, paired, LAYERS)
         rounds.append((time.process_time() - start - paired.seconds, paired.seconds))
