@@ -155,7 +155,7 @@ def conv(inputs, outputs, *geometry, **more):
 
 
 ODD = {
-    "padded pools": [conv(3, 4, 5, 2, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), conv(4, 5, 3), nn.MaxPool2d(2)],
+    "padded pools": [conv(3, 4, 5, 2, 2), nn.MaxPool2d(3, 2, 1), nn.ReLU(), conv(4, 5, 3), nn.MaxPool2d(2)],
     "ceil mode": [conv(3, 4, 4, 1), nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, 2, ceil_mode=True)],
     "gaps between windows": [conv(3, 4, 2, 5), nn.ReLU(), nn.MaxPool2d(1, 3), conv(4, 6, 1, 2)],
     "dilated, not square": [conv(3, 4, (3, 5), (1, 2), (2, 0), (2, 1)), nn.MaxPool2d((4, 2), (3, 2))],
