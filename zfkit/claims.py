@@ -119,7 +119,8 @@ CLAIMS = _claims(
      "baseline-free distance: random places minus the largest of the three parts; over faces",
      "random places on the head; untrained network", 0.0),
     ("sec. 4.3, Table 1", "In layer 7 the difference vanishes", "0.068-0.069; 0.073",
-     "ratio of part to random distance minus 1; over faces", "layer 5", 0.1, "within"),
+     "distance of the ratio part / random from 1, for the part farthest off; or 0.1 plus how much farther that is than "
+     "in layer 5, if larger; over faces", "random places on the head; layer 5", 0.1, "within"),
     ("sec. 5.1, Table 2", "The new network beats the replica", "-2.1 top-1, -1.6 top-5",
      "error of the replica minus error of the new network, percentage points; over seeds", "spread over seeds", 0.0),
     ("sec. 5.1, Table 2", "Averaging networks helps, unlike ones more", "16.5, 15.3 (5), 14.7 (6)",
