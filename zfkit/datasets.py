@@ -98,6 +98,17 @@ def load_boxes(name: str, split="test", size=None, limit=None) -> np.ndarray:
     return np.hstack([np.clip(corner - cut, 0, side) for corner in corners]).astype(np.int64)
 
 
+def file_names(name: str, split="test", limit=None) -> list[str]:
+    """The files, below the set's top folder, of the images that `load_images` gives for the same arguments.
+
+    For what is known of a picture by its name. ValueError as `load_images`, and for a menagerie: it has no files.
+    """
+    _check(name, split, None, limit)
+    if name in MENAGERIE:
+        raise ValueError(f"data set {name!r} is drawn, it has no files; valid are photographs")
+    return [entry.file for entry in _listed(name, split)[-1][:limit]]
+
+
 def load_scenes(name: str, split="test", size=None, limit=None) -> list:
     """The menagerie's scenes, drawn anew, whose images `load_images` gives for the same arguments.
 
