@@ -28,13 +28,13 @@ $(VENV)/.installed: requirements.lock requirements-uv.lock pyproject.toml
 book: install ## run every chapter in quick mode, print the table, build the site under build/
 	$(PY) -m zfkit book --jobs $(JOBS) $(if $(CHAPTERS),--chapters $(CHAPTERS))
 
-# one thread: on two busy cores two would wait for each other
+# one thread for each process: two threads on two busy cores would wait for each other
 test: export OMP_NUM_THREADS ?= 1
 test: install ## lint, cleaner, pytest, strict nbval, papermill with other parameters
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m zfkit clean --check
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS) --no-loadscope-reorder
 
 lab: install ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab --notebook-dir=notebooks

@@ -16,6 +16,24 @@ def place(item) -> int:
     return next((n for n, start in enumerate(PLACES) if item.nodeid.startswith(start)), 0)
 
 
+def together(nodeid: str) -> str:
+    """What runs in one process, one after another: a file's tests, a notebook's cells, the browser; a chapter alone."""
+    file = nodeid.split("::")[0]
+    return nodeid if file.startswith("tests/chapters/") else "browser" if "browser" in file else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """The work of `pytest -n 2` by `together`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return together(nodeid)
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     """Fast first; speed measurements only where `-m` names them."""
     items.sort(key=place)
