@@ -7,7 +7,6 @@ import pytest
 os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
 os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
 
-DRAWN = pytest.StashKey[bool]()
 PLACES = ("tests/test_", "notebooks/", "tests/chapters/", "tests/browser/", "tests/bench/")
 
 
@@ -43,12 +42,3 @@ def pytest_collection_modifyitems(config, items):
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
-
-
-def pytest_runtest_setup(item):
-    """A notebook is compared with its committed output, in which nothing was drawn for the first time."""
-    if item.nodeid.startswith("notebooks/") and not item.session.stash.get(DRAWN, False):
-        from zfkit.datasets import warm
-
-        warm()
-        item.session.stash[DRAWN] = True

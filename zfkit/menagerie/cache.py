@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .scene import NAMES, check, dataset, render
 
 HERE, CHUNK = Path(__file__).parent, 64
+BAR_FROM = 2000  # images: fewer are drawn in seconds, and a bar would be another output of a chapter's cell
 DRAWING = ("animals", "backdrops", "raster", "scene", "textures", "things")
 
 
@@ -58,7 +59,7 @@ def write(path, seed, n, size, level):
             temporary = Path(file.name)
             header = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
             np.lib.format.write_array_header_1_0(file, header)
-            with tqdm(total=n, desc=f"drawing the menagerie, {size} px", unit="image", delay=2) as bar:
+            with tqdm(total=n, desc=f"drawing the menagerie, {size} px", unit="image", disable=n < BAR_FROM) as bar:
                 for images in chunks(seed, n, size, level):
                     file.write(images.tobytes())
                     bar.update(len(images))
