@@ -106,7 +106,7 @@ def test_every_slider_moves_its_picture(opened, name):
 def check(shown):
     """Move each slider of a box by key and by mouse; compare picture and words at three values of each."""
     shown.compare()
-    sliders = [key for key, kind in controls(shown).items() if kind == "IntSlider"]
+    sliders = [key for key, kind in controls(shown).items() if kind in ("IntSlider", "SelectionSlider")]
     assert shown.handles.count() == len(sliders) > 0
     for number, slider in enumerate(sliders):
         handle = shown.handles.nth(number)
