@@ -254,7 +254,8 @@ def test_a_chapter_keeps_the_house_rules(path):
 
 
 def test_there_are_chapters():
-    assert [path.stem[:2] for path in CHAPTERS] == [f"{number:02}" for number in range(len(CHAPTERS))]
+    numbers = [int(path.stem[:2]) for path in CHAPTERS]  # a chapter may be written before the one ahead of it
+    assert numbers[0] == 0 and numbers == sorted(set(numbers)) and numbers[-1] <= 14
     assert len(CHAPTERS) >= 3
 
 
