@@ -69,3 +69,10 @@ def test_numbers_writes_every_cell():
     assert [text.get_text() for text in axis.texts] == ["1", "-2", "0", "3"]
     assert len(axis.patches) == 1
     plt.close("all")
+
+
+def test_a_figure_becomes_pixels_and_is_closed():
+    figure = plt.figure(figsize=(2, 1), dpi=50, facecolor="red")
+    drawn = plots.pixels(figure)
+    assert drawn.shape == (50, 100, 3) and drawn.dtype == np.uint8 and (drawn == (255, 0, 0)).all()
+    assert not plt.fignum_exists(figure.number)

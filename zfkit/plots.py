@@ -135,6 +135,14 @@ def sheet(rows, row_names=(), column_names=(), cell: int = 96, gap: int = 4, mar
     return out
 
 
+def pixels(figure) -> np.ndarray:
+    """A matplotlib figure as a picture, uint8 (H, W, 3); the figure is closed, so no notebook shows it twice."""
+    figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    plt.close(figure)
+    return drawn
+
+
 def numbers(axis, values, *, title: str = "", marks=(), cmap: str = SIGNED, digits: int = 0, top=None) -> None:
     """Draw a small map (h, w) with its number in every cell; `marks` are (row, col) cells to be framed."""
     values = as_array(values)
