@@ -57,5 +57,28 @@ def test_the_paper_s_normalisation_trains_too():
     assert card.record["accuracy"]["test"] > 0.8
 
 
-def test_weights_stay_under_30_megabytes():
-    assert sum(path.stat().st_size for path in weights_folder().iterdir()) < 30e6
+def test_the_network_of_photographs_is_of_use_and_ends_its_series():
+    net, card = zfkit.load_network("zfnet-photos")
+    assert len(card.classes) == 200 and card.size == 64
+    top = card.record["history"]["test_top"]
+    assert top["1"] > 0.45 and top["5"] > 0.7 and top["1 mirrored"] > top["1"]
+    series = snapshots("zfnet-photos")
+    assert list(series) == [1, 2, 3, 4, 8, 11, 15, 24]
+    assert torch.equal(series[24].conv5.weight, net.conv5.weight)
+
+
+def test_weights_stay_small():
+    sizes = {path.name: path.stat().st_size for path in weights_folder().iterdir()}
+    assert sum(sizes.values()) < 55e6
+    assert sum(size for name, size in sizes.items() if name.startswith("zfnet-photos")) < 25e6
+
+
+def test_the_network_of_photographs_knows_photographs_it_has_not_seen():
+    try:
+        images, labels, classes = zfkit.load_images("tiny-imagenet-100", "test", size=64, limit=1000)
+    except ValueError as error:
+        pytest.skip(f"needs tiny-imagenet-100: {error}")
+    net, card = zfkit.load_network("zfnet-photos")
+    wanted = np.array([card.classes.index(name) for name in classes])[labels]
+    right = np.mean([answers(net, card, images[i : i + 250]) == wanted[i : i + 250] for i in range(0, 1000, 250)])
+    assert abs(right - card.record["accuracy"]["test"]) < 0.07  # half the classes, a tenth of the images
