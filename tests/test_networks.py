@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from zfkit.networks import alexnet, build, init_weights, resolve, zfnet
+import zfkit
+from zfkit.networks import alexnet, build, resolve, zfnet
 
 SMALL = dict(
     size=80,
@@ -138,22 +139,14 @@ def test_a_small_network_runs_and_is_seeded_by_torch():
     assert torch.equal(nets[0](images), nets[1](images))
 
 
-def test_the_start_of_the_paper():
-    net = init_weights(zfnet(10, **SMALL), seed=5)
-    assert abs(net.conv3.weight.std().item() - 0.01) < 2e-4 and abs(net.conv3.weight.mean().item()) < 2e-4
-    assert not net.conv3.bias.any() and not net.fc6.bias.any()
-    again = init_weights(zfnet(10, **SMALL), seed=5)
-    assert torch.equal(net.fc6.weight, again.fc6.weight)
-    assert not torch.equal(net.fc6.weight, init_weights(again, seed=6).fc6.weight)
-
-
 REFUSED = [
     (dict(builder="vgg"), "unknown builder 'vgg'; valid: zfnet, alexnet"),
-    (dict(builder="zfnet", groups=2), "zfnet has no argument 'groups'; valid: channels, dropout"),
+    (dict(builder="zfnet", groups=2), "zfnet has no argument 'groups'; valid: blurred, channels, dropout"),
     (dict(builder="zfnet", norm="layer"), "unknown norm 'layer'; valid: lrn, batch, none"),
     (dict(builder="zfnet", channels=(96, 256)), r"channels must hold 5 numbers, not \[96, 256\]"),
     (dict(builder="zfnet", fc=4096), "fc must hold 2 numbers, not 4096"),
     (dict(builder="zfnet", pools=(1, 6)), "pools names layer 6; valid: 1 to 5"),
+    (dict(builder="zfnet", blurred=(6,)), "blurred names layer 6; valid: 1 to 5"),
     (dict(builder="zfnet", without=(1,)), "without names layer 1; valid: 2 to 7"),
     (dict(builder="zfnet", dropout=1.5), r"dropout must lie in \[0, 1\), not 1.5"),
     (dict(builder="zfnet", size=12), "size 12 is too small: the map of layer 2 would be empty"),
@@ -173,3 +166,34 @@ def test_an_unknown_layer_is_refused():
         resolve(on_paper(zfnet), "conv9")
     with pytest.raises(ValueError, match="unknown layer 'conv1'; valid: 0.0, 1"):
         resolve(nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()), "conv1")
+
+
+def blurred_pair():
+    """Stride 4 in layer 1, sampled at once and after a blur."""
+    common = SMALL | dict(builder="zfnet", num_classes=16, strides=(4, 1, 1, 1, 1))
+    return common | dict(padding=(2, 2, 1, 1, 1)), common | dict(padding=(3, 2, 1, 1, 1), blurred=(1,))
+
+
+def test_blurred_layers_keep_the_grid():
+    plain, blurred = (on_paper(build, config) for config in blurred_pair())
+    for stage in ("conv1", "pool1", "conv2", "pool5", "fc6"):
+        ends = [sides(net, 80)[net.stages[stage]] for net in (plain, blurred)]
+        assert ends[0] == ends[1], stage
+    assert sides(blurred, 80)["conv1"][1] == 2 * sides(plain, 80)["conv1"][1]  # sampled only after the blur
+
+
+def test_blurring_is_the_triangle_before_every_second_value():
+    net = build(blurred_pair()[1]).eval()
+    maps = torch.rand(1, 3, 40, 40)
+    found = net.relu1_sample(net.relu1_blur(maps))
+    triangle = torch.tensor([1.0, 2.0, 1.0]) / 4
+    filters = torch.outer(triangle, triangle).expand(3, 1, 3, 3)
+    wanted = nn.functional.conv2d(maps, filters, stride=2, groups=3)
+    assert found.shape[2:] == (20, 20) and torch.allclose(found[..., :19, :19], wanted, atol=1e-6)
+
+
+def test_blurred_layers_have_a_mirror():
+    net = build(blurred_pair()[1] | dict(num_classes=None)).eval()
+    x = torch.randn(2, 3, 80, 80)
+    mirror, gradient = (zfkit.project(net, x, "conv3", 5, route=route) for route in ("mirror", "gradient"))
+    assert mirror.abs().max() > 0 and torch.allclose(mirror, gradient, atol=1e-6)

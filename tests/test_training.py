@@ -218,6 +218,10 @@ def test_the_start_is_the_papers_and_depends_on_the_seed_alone():
     assert not torch.equal(first.conv1.weight, start_network(replace(config, seed=1)).conv1.weight)
     he = start_network(replace(config, init_std="he"))
     assert he.conv3.weight.std().item() == pytest.approx((2 / (9 * 96)) ** 0.5, rel=0.02)
+    mixed = start_network(replace(config, init_std=(0.01, "he", "he", 0.02, None)))
+    assert mixed.conv1.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert mixed.conv3.weight.std().item() == pytest.approx((2 / (9 * 96)) ** 0.5, rel=0.02)
+    assert mixed.conv4.weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 
 def test_every_config_is_json_checked_and_comes_back_the_same():
@@ -234,6 +238,8 @@ def test_every_config_is_json_checked_and_comes_back_the_same():
         (dict(schedule="cosine"), ["cosine", "one-cycle, plateau"]),
         (dict(precision="float16"), ["float16", "bfloat16, float32"]),
         (dict(init_std="xavier"), ["xavier", "'he'"]),
+        (dict(init_std=(0.01, "he", "he", "he", "xavier")), ["xavier", "'he'"]),
+        (dict(init_std=(0.01, "he")), ["(0.01, 'he')", "each of 5"]),
         (dict(epochs=0), ["epochs", "0"]),
         (dict(snapshots=(1, 9)), ["9", "1 to 3"]),
         (dict(network={**NETWORK, "norm": "group"}), ["group", "lrn, batch, none"]),

@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 
-import torch
 from torch import nn
 
 from .geometry import out_size
@@ -37,6 +36,7 @@ def zfnet(
     norm="lrn",
     dropout=0.5,
     without=(),
+    blurred=(),
 ) -> Chain:
     """The network of ZF 2013, Fig. 3: 62,357,608 parameters, maps 110-55-26-13-13-13-6 at 224 px.
 
@@ -45,6 +45,8 @@ def zfnet(
     channels, filters, strides, padding: one for each of the convolutions 1 to 5; fc: units of layers 6 and 7.
     norm: "lrn" (layers 1 and 2), "batch" (after every convolution, before its ReLU) or "none".
     without: layers left out, as in Table 3, e.g. (3, 4) or (6, 7).
+    blurred: layers that are smoothed before they are sampled (Zhang 2019): an even stride of the convolution is halved
+    and every second value of its rectified map, blurred by a triangle of 3x3, goes on; so is the pooled map.
     Raises ValueError for arguments that make no network.
     """
     return _chain("zfnet", dict(locals()), norm_after_pool=True)
@@ -65,6 +67,7 @@ def alexnet(
     lrn_k=2.0,
     dropout=0.5,
     without=(),
+    blurred=(),
 ) -> Chain:
     """The replica of Krizhevsky et al. 2012 that ZF 2013 compares with; arguments as in `zfnet`.
 
@@ -90,18 +93,6 @@ def build(config: dict) -> Chain:
     return BUILDERS[builder](**arguments)
 
 
-def init_weights(net: nn.Module, std=0.01, seed=0) -> nn.Module:
-    """The same net at the paper's start: weights drawn from N(0, std^2), biases 0 (ZF 2013, sec. 3)."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * std)
-                if module.bias is not None:
-                    module.bias.zero_()
-    return net
-
-
 def _chain(builder: str, a: dict, norm_after_pool: bool) -> Chain:
     a = {name: list(value) if isinstance(value, (tuple, list)) else value for name, value in a.items()}
     _check(a)
@@ -117,27 +108,40 @@ def _chain(builder: str, a: dict, norm_after_pool: bool) -> Chain:
 
 def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
     """Append layer n; returns the side of the map that it hands on."""
-    geometry = [a[name][n - 1] for name in ("filters", "strides", "padding")]
+    blurred, (size, stride, padding) = n in a["blurred"], (a[name][n - 1] for name in ("filters", "strides", "padding"))
+    halved = blurred and stride % 2 == 0
+    geometry = size, stride // 2 if halved else stride, padding
     groups = a.get("groups", 1) if n in (2, 4, 5) else 1  # layer 3 saw both halves
     modules[f"conv{n}"] = nn.Conv2d(maps, a["channels"][n - 1], *geometry, groups=groups)
     side = out_size(side, *geometry)
     if a["norm"] == "batch":
         modules[f"bn{n}"] = nn.BatchNorm2d(a["channels"][n - 1])
     modules[f"relu{n}"] = nn.ReLU()
-    stages[f"conv{n}"] = f"relu{n}"
+    if halved:
+        side = _add_blur(modules, f"relu{n}", side)
+    stages[f"conv{n}"] = next(reversed(modules))
     pool, norm = n in a["pools"], a["norm"] == "lrn" and n in (1, 2)
     if norm and not norm_after_pool:
         modules[f"norm{n}"] = _contrast_normalization(a)
     if pool:
-        modules[f"pool{n}"] = nn.MaxPool2d(3, 2, ceil_mode=True)  # 110 -> 55 as in the paper's figure
-        side = out_size(side, 3, 2, ceil=True)
+        stride, padding = (1, 1) if blurred else (2, 0)
+        modules[f"pool{n}"] = nn.MaxPool2d(3, stride, padding, ceil_mode=True)  # 110 -> 55 as in the paper's figure
+        side = out_size(side, 3, stride, padding, ceil=True)
+        if blurred:
+            side = _add_blur(modules, f"pool{n}", side)
     if norm and norm_after_pool:
         modules[f"norm{n}"] = _contrast_normalization(a)
     if pool:
-        stages[f"pool{n}"] = f"norm{n}" if norm and norm_after_pool else f"pool{n}"
+        stages[f"pool{n}"] = next(reversed(modules))
     if side < 1:
         raise ValueError(f"size {a['size']} is too small: the map of layer {n} would be empty")
     return side
+
+
+def _add_blur(modules, name, side) -> int:
+    """Append the triangle 1-2-1, twice an average of two, and sample every second value; returns the new side."""
+    modules[f"{name}_blur"], modules[f"{name}_sample"] = nn.AvgPool2d(2, 1), nn.AvgPool2d(2, 2, ceil_mode=True)
+    return out_size(out_size(side, 2, 1), 2, 2, ceil=True)
 
 
 def _contrast_normalization(a) -> ContrastNormalization:
@@ -164,8 +168,9 @@ def _check(a: dict):
             raise ValueError(f"{name} must hold {length} numbers, not {a[name]!r}")
     if a["norm"] not in NORMS:
         raise ValueError(f"unknown norm {a['norm']!r}; valid: {', '.join(NORMS)}")
-    if wrong := set(a["pools"]) - set(range(1, 6)):
-        raise ValueError(f"pools names layer {min(wrong)!r}; valid: 1 to 5")
+    for name in ("pools", "blurred"):
+        if wrong := set(a[name]) - set(range(1, 6)):
+            raise ValueError(f"{name} names layer {min(wrong)!r}; valid: 1 to 5")
     if wrong := set(a["without"]) - {2, 3, 4, 5, 6, 7}:
         raise ValueError(f"without names layer {min(wrong)!r}; valid: 2 to 7")
     if not 0 <= a["dropout"] < 1:

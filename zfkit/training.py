@@ -44,6 +44,7 @@ class Config:
     the validation error has not fallen for `patience` epochs).
     rms_clip: after each step, convolution filters of larger RMS weight are scaled back to it (ZF 2013, sec. 3).
     init_std, fc_init_std: weights from N(0, std^2) and biases 0; "he": std^2 = 2 / inputs; None: torch's start.
+    init_std may be a tuple, one start for each convolution.
     mean: of the input, in 0..1; None: that of the training images, per channel.    shift: pixels.
     precision: "bfloat16" autocasts where the device has units for it; elsewhere the run is float32, as recorded.
     snapshots: epochs whose convolutions (and batch norms) are kept.
@@ -65,7 +66,7 @@ class Config:
     warm_up: float = 0.2
     patience: int = 5
     rms_clip: float | None = None
-    init_std: float | str | None = 0.01
+    init_std: float | str | tuple | None = 0.01
     fc_init_std: float | str | None = None
     mean: tuple | None = (0.5, 0.5, 0.5)
     std: tuple = (0.25, 0.25, 0.25)
@@ -233,13 +234,19 @@ def start_network(config) -> Chain:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(config.seed)
         net = build(config.network)
+        starts = iter(_starts(config, len([module for module in net if isinstance(module, nn.Conv2d)])))
         for module in net:
-            std = {nn.Conv2d: config.init_std, nn.Linear: config.fc_init_std}.get(type(module))
-            if std is not None:
+            std = next(starts) if isinstance(module, nn.Conv2d) else config.fc_init_std
+            if isinstance(module, nn.Conv2d | nn.Linear) and std is not None:
                 inputs = module.weight[0].numel()
                 module.weight.normal_(0, math.sqrt(2 / inputs) if std == "he" else std)
                 module.bias.zero_()
     return net
+
+
+def _starts(config, convolutions: int) -> tuple:
+    """init_std for each convolution."""
+    return config.init_std if isinstance(config.init_std, tuple | list) else (config.init_std,) * convolutions
 
 
 def _loaders(run, data, device) -> dict[str, Loader]:
@@ -397,11 +404,14 @@ def fingerprint(config, images) -> str:
 def check(config: Config):
     """ValueError, before anything is loaded, for a value that no run can have."""
     with torch.device("meta"):  # no memory, no random numbers
-        build(config.network)
+        count = sum(isinstance(module, nn.Conv2d) for module in build(config.network))
     for name, valid in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
         if getattr(config, name) not in valid:
             raise ValueError(f"unknown {name} {getattr(config, name)!r}; valid: {', '.join(valid)}")
-    if wrong := [std for std in (config.init_std, config.fc_init_std) if isinstance(std, str) and std != "he"]:
+    starts = _starts(config, count)
+    if len(starts) != count:
+        raise ValueError(f"init_std {config.init_std!r}; valid: one start, or one for each of {count} convolutions")
+    if wrong := [std for std in (*starts, config.fc_init_std) if isinstance(std, str) and std != "he"]:
         raise ValueError(f"unknown start {wrong[0]!r}; valid: a number, 'he' or None")
     for name in ("epochs", "batch_size", "patience"):
         value = getattr(config, name)
