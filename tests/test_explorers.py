@@ -1,5 +1,6 @@
 """Slider boxes: the picture follows, the still stands, ranges follow, errors show."""
 
+import asyncio
 import base64
 import io
 
@@ -89,3 +90,86 @@ def test_a_picture_carries_its_description():
 def test_only_colour_pictures_are_encoded(wrong):
     with pytest.raises(ValueError, match="uint8"):
         encode(wrong)
+
+
+# --- a coarse picture first ---------------------------------------------------------------------------------
+
+
+class Slow:
+    """A drawing function whose picture takes four steps of work; until then it says that it is coarse."""
+
+    def __init__(self, broken=False):
+        self.broken, self.steps = broken, dict.fromkeys(range(10), 0)
+
+    def draw(self, channel):
+        return draw("a" if self.steps[channel] == 4 else "b", channel)
+
+    def say(self, channel):
+        return f"channel {channel}, {'fine' if self.steps[channel] == 4 else 'coarse'}"
+
+    def refine(self, channel):
+        while self.steps[channel] < 4:
+            self.steps[channel] += 1
+            if self.broken:
+                raise MemoryError("no room")
+            yield
+
+    def box(self):
+        return live(self.draw, self.say, refine=self.refine, channel=IntSlider(5, 0, 9))
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(explorers, "REST", 0.001)
+    monkeypatch.setattr(explorers, "GAP", 0.001)
+
+
+def test_a_coarse_picture_stands_first_and_is_refined_in_its_place(hasty):
+    slow, seen = Slow(), []
+
+    async def read():
+        box = slow.box()
+        seen.append(shown(box))
+        await box.task
+        seen.append(shown(box))
+        box.children[-1].observe(lambda change: seen.append("again"), "value")
+        box.controls["channel"].value = 5  # no move
+        await box.task
+
+    asyncio.run(read())
+    assert ["channel 5, coarse" in seen[0], "channel 5, fine" in seen[1]] == [True, True]
+    assert bytes_in(seen[1]) == encode(draw("a", 5)) and len(seen) == 2
+
+
+def test_a_move_stops_the_refinement_which_goes_on_where_it_was(hasty, monkeypatch):
+    monkeypatch.setattr(explorers, "GAP", 0.02)
+    slow = Slow()
+
+    async def move():
+        box = slow.box()
+        while slow.steps[5] < 2:
+            await asyncio.sleep(0.001)
+        box.controls["channel"].value = 6
+        assert "channel 6, coarse" in shown(box)  # at once
+        await box.task
+        assert slow.steps[5] == 2 and "channel 6, fine" in shown(box)
+        box.controls["channel"].value = 5
+        await box.task
+        assert slow.steps[5] == 4 and "channel 5, fine" in shown(box)
+
+    asyncio.run(move())
+
+
+def test_an_error_of_the_refinement_is_shown(hasty):
+    async def fail():
+        box = Slow(broken=True).box()
+        with pytest.raises(MemoryError):
+            await box.task
+        return box
+
+    assert "MemoryError: no room" in shown(asyncio.run(fail()))
+
+
+def test_without_a_kernel_the_coarse_picture_stays():
+    slow = Slow()
+    assert "coarse" in shown(slow.box()) and not slow.steps[5]

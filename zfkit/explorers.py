@@ -1,15 +1,19 @@
 """Sliders: views on drawing functions. A `Picture` stands still, a `Live` box is the same function moved by hand."""
 
+import asyncio
 import base64
 import html
 import io
 import platform
+from contextlib import suppress
+from importlib.metadata import version
 
 import ipywidgets as W
 import numpy as np
 from IPython.display import Markdown
 from PIL import Image
 
+REST, GAP = 0.2, 0.005  # seconds without a move before a picture is refined, and between the steps of that
 BOXES: dict[str, "Live"] = {}  # name -> the box last made under it: lets a test or a reader call its drawing function
 
 
@@ -38,8 +42,11 @@ class Picture:
 class Live(W.VBox):
     """A slider box that carries a still picture for readers without a kernel.
 
-    Attributes: render(**values) -> uint8 picture; describe(**values) -> its alt text; controls: name -> widget.
+    Attributes: render(**values) -> uint8 picture; describe(**values) -> its alt text; controls: name -> widget;
+    task: the refinement of the present picture, if there is one.
     """
+
+    task: asyncio.Task | None = None
 
     def _repr_mimebundle_(self, **keywords):
         view = super()._repr_mimebundle_(**keywords)
@@ -55,9 +62,8 @@ class Live(W.VBox):
 def result_card(figure: str, **facts) -> Markdown:
     """The card at the head of a chapter: what is reproduced, on what, with which versions. `facts`: name -> text."""
     import torch
-    import torchvision
 
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {version('torchvision')}"
     rows = {"reproduces": figure, **facts, "versions": versions, "threads": torch.get_num_threads()}
     lines = [f"| {name.replace('_', ' ')} | {text} |" for name, text in rows.items()]
     return Markdown("\n".join(["| result card | |", "|---|---|", *lines]))
@@ -75,14 +81,8 @@ def _row(name: str, control):
     if not isinstance(control, W.IntSlider):
         control.description = control.description or name
         return control
-    field = W.BoundedIntText(
-        value=control.value,
-        min=control.min,
-        max=control.max,
-        step=control.step,
-        description=control.description or name,
-    )
-    field.layout.width = "12em"
+    bounds = {key: getattr(control, key) for key in ("value", "min", "max", "step")}
+    field = W.BoundedIntText(**bounds, description=control.description or name, layout=W.Layout(width="12em"))
     control.description, control.readout, control.layout.width = "", False, "20em"
     W.jslink((control, "value"), (field, "value"))
     for bound in ("min", "max"):
@@ -90,12 +90,16 @@ def _row(name: str, control):
     return W.HBox([field, control])
 
 
-def live(render, alt, width: int | None = None, *, name: str | None = None, limits=None, **controls) -> Live:
+def live(
+    render, alt, width: int | None = None, *, name: str | None = None, limits=None, refine=None, **controls
+) -> Live:
     """The slider box of a drawing function; evaluated last in a cell, it shows itself.
 
     render(**values) -> uint8 (H, W, 3); alt(**values) -> str, the description that follows the sliders.
     width: shown pixels, default the picture's own. name: its key in `BOXES`, default the function's name.
     limits(**values) -> {control: largest value}: for sliders whose range hangs on another control, as channel on layer.
+    refine(**values) -> iterator of the work that is left for a finer picture, some 30 ms in each step. It runs while
+    the sliders rest; after its end `render` is called once more. A move stops it, between two steps.
     controls: name -> ipywidgets control; an IntSlider is paired with a number field.
     Errors of `render` are shown in the box in one line and raised.
     """
@@ -103,19 +107,36 @@ def live(render, alt, width: int | None = None, *, name: str | None = None, limi
     picture, box = W.HTML(), Live()
     box.render, box.describe, box.controls = render, alt, controls
 
-    def draw(_=None):
-        for key, largest in (limits(**box.values()) if limits else {}).items():
-            if controls[key].max != largest:
-                with controls[key].hold_trait_notifications():
-                    controls[key].value = min(controls[key].value, largest)
-                    controls[key].max = largest
-        values = box.values()
+    def show(values):
         try:
             drawn = render(**values)
         except Exception as error:
-            picture.value = f'<p role="alert">{html.escape(f"{type(error).__name__}: {error}")}</p>'
-            raise
+            fail(error)
         picture.value = img(drawn, alt(**values), width or drawn.shape[1])
+
+    def fail(error):
+        picture.value = f'<p role="alert">{html.escape(f"{type(error).__name__}: {error}")}</p>'
+        raise error
+
+    def draw(_=None):
+        for key, largest in (limits(**box.values()) if limits else {}).items():
+            with controls[key].hold_trait_notifications():
+                controls[key].value, controls[key].max = min(controls[key].value, largest), largest
+        show(box.values())
+        if box.task:
+            box.task.cancel()
+        if refine:
+            with suppress(RuntimeError):  # no loop runs: nobody moves sliders
+                box.task = asyncio.get_running_loop().create_task(finish(box.values()))
+
+    async def finish(values):
+        await asyncio.sleep(REST)
+        try:
+            steps = [await asyncio.sleep(GAP) for _ in refine(**values)]
+        except Exception as error:
+            fail(error)
+        if steps:
+            show(values)
 
     draw()
     for control in controls.values():

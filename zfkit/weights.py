@@ -7,10 +7,10 @@ import os
 import pickle
 import sys
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +24,7 @@ REAL = {  # name -> file under ZFKIT_DATA
     "alexnet-imagenet": "alexnet-conv-imagenet.safetensors",
     "squeezenet-imagenet": "squeezenet1_0-imagenet.safetensors",
 }
+MODELS = "torchvision.models"  # imported where they are asked for: that takes seconds
 NETWORKS = (*CONFIGS, "untrained", *REAL)  # torchvision's names are valid too
 SERIES = "series.json"  # of a recorded series: its network, and the sha256 of each epoch's file
 
@@ -94,7 +95,7 @@ def load_network(name: str) -> tuple[nn.Module, Card]:
         raise ValueError(
             f"no weights of {name} in {weights_folder()}; make them: python -m zfkit train {name} --publish"
         )
-    if name in torchvision.models.list_models(module=torchvision.models):
+    if name in (models := import_module(MODELS)).list_models(module=models):
         return _load_torchvision(name)
     raise ValueError(
         f"unknown network {name!r}; valid: {', '.join(NETWORKS)}, or torchvision's, as alexnet or resnet18"
@@ -108,7 +109,8 @@ def networks_available() -> list[str]:
     names += [name for name, file in REAL.items() if root and (root / file).exists()]
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     cached = {path.name for path in cache.glob("*.pth")} if cache.exists() else set()
-    urls = {name: _torchvision_weights(name).url for name in torchvision.models.list_models(module=torchvision.models)}
+    models = import_module(MODELS)
+    urls = {name: _torchvision_weights(name).url for name in models.list_models(module=models)}
     return names + [name for name, url in urls.items() if Path(url).name in cached]
 
 
@@ -325,7 +327,7 @@ def _load_real(name: str) -> tuple[nn.Module, Card]:
         net = alexnet(None, groups=2, size=227, lrn_k=1.0)
         layers = _chain_layers(net)
     else:
-        net = torchvision.models.squeezenet1_0()
+        net = import_module(MODELS).squeezenet1_0()
         layers, classes = figure_layers(net), _imagenet_classes(root)
     record = dict(name=name, source=path.name, config=dict(size=227), layers=layers, classes=classes, **IMAGENET)
     return apply_state(net, load_state(path), path).eval(), _card(record)
@@ -343,7 +345,7 @@ def figure_layers(net: nn.Module) -> list[str]:
 
 
 def _torchvision_weights(name: str):
-    return torchvision.models.get_model_weights(name).DEFAULT
+    return import_module(MODELS).get_model_weights(name).DEFAULT
 
 
 def _load_torchvision(name: str) -> tuple[nn.Module, Card]:
@@ -351,7 +353,7 @@ def _load_torchvision(name: str) -> tuple[nn.Module, Card]:
     before = os.environ.get(forced)
     os.environ[forced] = "1"  # torchvision would unpickle whatever came
     try:
-        net = torchvision.models.get_model(name, weights=weights)
+        net = import_module(MODELS).get_model(name, weights=weights)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot get the weights of {name} from {weights.url}: {reason:.200}") from None
