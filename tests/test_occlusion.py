@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from zfkit import occlusion
 from zfkit.networks import alexnet, zfnet
-from zfkit.occlusion import occluded, occlusion_maps
+from zfkit.occlusion import occluded, occluder, occlusion_maps
 
 TINY = dict(channels=(6, 8, 8, 8, 6), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(9, 9))
 
@@ -191,6 +191,24 @@ def test_a_layer_in_the_head_and_a_container_can_be_followed():
     assert followed.method == "windows"
     expected = occluded(net, image, [(0, 0), (10, 20)], 12, layer="conv2", channel=1)
     assert torch.equal(followed.activity, expected.activity)
+
+
+@pytest.mark.parametrize("method", ["windows", "plain"])
+def test_an_occluder_is_asked_again_and_again(method):
+    """One clean pass serves every call, whatever the calls before it were."""
+    net, image, passes = network().train(), picture(47, 47), []
+    look = occluder(net, image, 12, layer="conv4", channel=1, method=method)
+    net.conv1.register_forward_hook(lambda *_: passes.append(1))
+    for places in ([(0, 0)], [(35, 35), (3, 7)], [(3, 7)]):
+        found, expected = look(places), occluded(net, image, places, 12, layer="conv4", channel=1, method="plain")
+        torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=0, atol=1e-13)
+        torch.testing.assert_close(found.activity, expected.activity, rtol=1e-12, atol=0)
+        assert not found.probabilities.requires_grad and net.training
+        passes.clear()
+        look(places)
+        assert len(passes) == (method == "plain")
+    with pytest.raises(ValueError, match=r"no place for the occluder at \[36, 0\]; valid: \[0, 0\] to \[35, 35\]"):
+        look([(36, 0)])
 
 
 class Branches(nn.Module):

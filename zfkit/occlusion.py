@@ -87,17 +87,28 @@ def occluded(
 
     places: integers (N, 2), the occluder's first row and column. The rest as in `occlusion_maps`, always exact.
     """
-    size, places = _pair("size", size), torch.as_tensor(places)
+    return occluder(net, normalized, size, fill, layer, channel, method=method)(places)
+
+
+def occluder(
+    net: nn.Module, normalized: Tensor, size, fill=0.0, layer=None, channel=None, *, method="auto"
+) -> Callable[..., Occluded]:
+    """A function of places that gives what `occluded` gives: the clean image is run here, once for all its calls.
+
+    It keeps the clean maps; network and image must stay as they are. Arguments and errors as in `occluded`.
+    """
+    size = _pair("size", size)
     _check(net, normalized, size, (1, 1), method=method)
-    if places.dim() != 2 or not len(places) or places.shape[1] != 2 or places.is_floating_point():
-        raise ValueError(f"places must be integers (N, 2), N > 0, not {tuple(places.shape)} {places.dtype}")
-    last = torch.tensor(normalized.shape[2:]) - torch.tensor(size)
-    if len(wrong := places[((places < 0) | (places > last)).any(1)]):
-        raise ValueError(f"no place for the occluder at {wrong[0].tolist()}; valid: [0, 0] to {last.tolist()}")
     with evaluating(net), torch.no_grad():
         sweep = _sweep(net, normalized, size, fill, _chosen(net, normalized, layer, channel), method, "exact")
-        tiles = torch.arange(len(places)).split(min(sweep.side, 4) ** 2)
-        return Occluded(*_collected(sweep, places, tiles, tiles, lambda scores: (scores,)), sweep.method)
+
+    def look(places) -> Occluded:
+        places = _check_places(places, torch.tensor(normalized.shape[2:]) - torch.tensor(size))
+        with evaluating(net), torch.no_grad():
+            tiles = torch.arange(len(places)).split(min(sweep.side, 8) ** 2)
+            return Occluded(*_collected(sweep, places, tiles, tiles, lambda scores: (scores,)), sweep.method)
+
+    return look
 
 
 class _Sweep(NamedTuple):
@@ -397,3 +408,12 @@ def _check(net, normalized, size, stride, **options):
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ValueError(f"{name!r} normalises over its batch: the places would change each other")
+
+
+def _check_places(places, last) -> Tensor:
+    places = torch.as_tensor(places)
+    if places.dim() != 2 or not len(places) or places.shape[1] != 2 or places.is_floating_point():
+        raise ValueError(f"places must be integers (N, 2), N > 0, not {tuple(places.shape)} {places.dtype}")
+    if len(wrong := places[((places < 0) | (places > last)).any(1)]):
+        raise ValueError(f"no place for the occluder at {wrong[0].tolist()}; valid: [0, 0] to {last.tolist()}")
+    return places

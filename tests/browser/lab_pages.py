@@ -41,6 +41,27 @@ def describe_stripes(layer, channel):
 
 live(draw_stripes, describe_stripes, layer=Dropdown(options=["conv1", "conv2"]), channel=IntSlider(2, 0, 9))"""
 
+REFINED = """import time
+import numpy as np
+from ipywidgets import IntSlider
+from zfkit.explorers import live
+
+worked = {}
+
+def draw_slowly(number):
+    return np.full((60, 90, 3), 80 * number + 9 * (worked.get(number) == 100), np.uint8)
+
+def describe(number):
+    return f"{number}, {'fine' if worked.get(number) == 100 else 'coarse'}"
+
+def refine(number):
+    while worked.setdefault(number, 0) < 100:
+        time.sleep(0.03)
+        worked[number] += 1
+        yield
+
+live(draw_slowly, describe, refine=refine, number=IntSlider(0, 0, 2))"""
+
 
 @pytest.fixture(scope="session")
 def browser():
@@ -64,8 +85,9 @@ def lab(tmp_path_factory):
     folder.mkdir()
     for path in book.chapters():
         shutil.copy(path, folder)
-    toy = new_notebook(cells=[new_markdown_cell("# A toy slider"), new_code_cell(DRAWN)])
-    nbformat.write(book.clean(toy), folder / "toy.ipynb")
+    for name, code in (("toy", DRAWN), ("refined", REFINED)):
+        toy = new_notebook(cells=[new_markdown_cell("# A toy slider"), new_code_cell(code)])
+        nbformat.write(book.clean(toy), folder / f"{name}.ipynb")
     for name, values in SETTINGS.items():
         (home / "settings" / f"{name}.jupyterlab-settings").parent.mkdir(parents=True, exist_ok=True)
         (home / "settings" / f"{name}.jupyterlab-settings").write_text(json.dumps(values))

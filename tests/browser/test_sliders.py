@@ -37,9 +37,18 @@ class Shown:
     def values(self):
         return self.notebook.ask(f"_e.BOXES[{self.name!r}].values()")
 
+    def settle(self, seconds=60):
+        """Wait until the kernel is idle and no finer picture is to come."""
+        self.notebook.idle()
+        for _ in range(seconds * 10):
+            if not self.notebook.ask(f"bool((_t := _e.BOXES[{self.name!r}].task) and not _t.done())"):
+                return
+            self.notebook.page.wait_for_timeout(100)
+        raise AssertionError(f"{self.name}: still refining after {seconds} s")
+
     def compare(self):
         """The picture on the page, decoded, and its alt text are what a direct call of the functions gives."""
-        self.notebook.idle()
+        self.settle()
         box = f"_e.BOXES[{self.name!r}]"
         alt = self.notebook.ask(f"{box}.describe(**{box}.values())")
         direct = self.notebook.ask(
@@ -144,6 +153,32 @@ def test_a_number_field_moves_the_slider_too(opened):
         shown.box.get_by_role("combobox", name="layer").select_option("conv2")
         notebook.page.wait_for_timeout(300)
         assert shown.compare()[0] == "stripes of conv2, channel 7"
+
+
+def test_a_coarse_picture_comes_first_and_a_move_is_heard_while_it_is_refined(opened):
+    """By what the page shows: each alt text in its order, from the key on."""
+    with opened("refined.ipynb") as notebook:
+        assert notebook.run_all() == []
+        shown = Shown(notebook, "draw_slowly", 0)
+        shown.compare()
+        shown.box.evaluate(
+            """box => { box.seen = []; new MutationObserver(() => {
+              const alt = box.querySelector('.widget-html img').alt;
+              if (box.seen.at(-1) !== alt) box.seen.push(alt);
+            }).observe(box.querySelector('.widget-html'), {childList: true, subtree: true}) }"""
+        )
+        shown.handles.first.focus()
+        notebook.page.keyboard.press("ArrowRight")
+        notebook.page.wait_for_timeout(1000)  # amid the refinement, which takes 3 seconds
+        notebook.page.keyboard.press("ArrowRight")
+        notebook.page.wait_for_timeout(500)
+        assert shown.box.evaluate("box => box.seen") == ["1, coarse", "2, coarse"]
+        shown.compare()
+        notebook.page.keyboard.press("ArrowLeft")
+        shown.compare()
+        assert shown.box.evaluate("box => box.seen") == ["1, coarse", "2, coarse", "2, fine", "1, coarse", "1, fine"]
+        assert notebook.ask("worked") == {"0": 100, "1": 100, "2": 100}  # nothing was done twice
+        assert notebook.errors == []
 
 
 def test_a_wrong_picture_would_be_seen(opened):
