@@ -1,5 +1,9 @@
 """The occlusion sweep: windows against one forward pass per place, over all classes, and what it leaves behind."""
 
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 
 import pytest
@@ -329,6 +333,65 @@ def test_ctrl_c_leaves_nothing_behind_and_the_next_call_is_right(method, monkeyp
     assert [module.training for module in net.modules()] == modes
     assert not any(module._forward_hooks for module in net.modules())
     assert torch.equal(occlusion_maps(*arguments, method=method).probability, expected.probability)
+
+
+INTERRUPTED = """
+import torch
+from zfkit.networks import zfnet
+from zfkit.occlusion import occlusion_maps
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+net = zfnet(8, size=64, channels=(16, 16, 16, 16, 16), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(16, 16))
+net.train().conv2.eval()
+image, modes = torch.randn(1, 3, 64, 64), [module.training for module in net.modules()]
+sweep = lambda stride: occlusion_maps(net, image, 1, 16, stride, layer="conv4", method={method!r}, progress=stride == 1)
+expected = sweep(8)
+try:
+    while True:
+        sweep(1)
+except KeyboardInterrupt as stopped:
+    assert stopped.__traceback__.tb_next, "not amid a sweep"
+assert torch.is_grad_enabled() and [module.training for module in net.modules()] == modes
+assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+assert all(map(torch.equal, sweep(8)[:3], expected[:3]))
+print("clean")
+"""
+
+
+@pytest.mark.parametrize("method", ["windows", "plain"])
+def test_a_real_interrupt_leaves_nothing_behind(method):
+    code = INTERRUPTED.replace("{method!r}", repr(method))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=subprocess.PIPE, text=True)
+    while "/" not in (seen := process.stderr.read(1)) and seen:  # the bar of the sweep at stride 1: it runs
+        pass
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert said == "clean\n", errors[-800:]
+
+
+MEMORY = """
+import resource, torch
+from zfkit import occlusion
+from zfkit.networks import zfnet
+
+torch.set_num_threads(1)
+occlusion.ROOM = 2**20  # 4 MB in a map of a batch
+net = zfnet(8, size=64, channels=(16, 16, 16, 16, 16), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(16, 16))
+image, peak = torch.randn(1, 3, 64, 64), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+for stride in (4, 1):
+    maps = occlusion.occlusion_maps(net, image, 1, 16, stride, layer="conv4")
+    print(maps.label.numel(), peak())
+"""
+
+
+def test_peak_memory_is_that_of_a_coarse_sweep_whatever_the_stride():
+    """MiB of a process; were there room for all windows at once, stride 1 would take 48 more."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=60)
+    (few, coarse), (many, fine) = (map(float, line.split()) for line in done.stdout.splitlines())
+    assert (few, many) == (169, 2401)
+    assert fine - coarse < 25, f"{coarse} to {fine} MiB"
 
 
 def test_progress_is_shown_if_asked(capsys):
