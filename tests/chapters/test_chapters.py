@@ -22,7 +22,11 @@ REAL = [  # chapter, network, data set: real networks on real photographs
     ("02", "squeezenet-imagenet", "imagenet-samples"),
     ("03", "alexnet-imagenet", "caltech101"),
     ("03", "squeezenet-imagenet", "imagenet-samples"),
+    ("05", "squeezenet-imagenet", "imagenet-samples"),
     ("08", "alexnet-imagenet", "caltech101"),
+    ("04", "zfnet-photos", "tiny-imagenet-100"),
+    ("05", "zfnet-photos", "tiny-imagenet-100"),
+    ("08", "zfnet-photos", "caltech101"),
     ("03", "zfnet-photos-small", "tiny-imagenet-100"),  # trained on the spot, then kept
 ]
 pytestmark = pytest.mark.slow
@@ -90,3 +94,17 @@ def test_an_unknown_network_or_data_set_is_named_in_one_line(tmp_path, number, p
     values = book.settings([CHAPTERS[number]], [pair])[CHAPTERS[number]] | {"OUT": str(tmp_path / "results")}
     done = book.run_chapter(CHAPTERS[number], tmp_path / "x.ipynb", values)
     assert "ValueError" in done.error and pair.split("=")[1] in done.error and "menagerie" in done.error
+
+
+@pytest.mark.parametrize(
+    "number, pair, words",
+    [
+        ("04", "NETWORK=shuffled-labels", "snapshots"),
+        ("08", "DATASET=imagenet-samples", "no known faces"),
+        ("08", "COVER=0.9", "valid are shares"),
+    ],
+)
+def test_what_a_chapter_cannot_work_with_is_named_in_one_line(tmp_path, number, pair, words):
+    values = book.settings([CHAPTERS[number]], [pair])[CHAPTERS[number]] | {"OUT": str(tmp_path / "results")}
+    done = book.run_chapter(CHAPTERS[number], tmp_path / "x.ipynb", values)
+    assert "ValueError" in done.error and words in done.error and pair.split("=")[1] in done.error
