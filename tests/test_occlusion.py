@@ -187,6 +187,14 @@ def test_odd_geometry_on_an_image_that_is_not_square(name, size):
     assert torch.equal(image, before)
 
 
+def test_images_of_one_channel():
+    image = picture(33, 47)[:, :1]
+    net = chain([conv(1, 4, 5, 2, 2), nn.ReLU(), nn.MaxPool2d(3, 2), conv(4, 6, 3)], image)
+    compared(net, image, [(0, 0), (9, 20), (25, 38)], (8, 9), "3", 1e-12, channel=5)
+    maps = occlusion_maps(net, image, 6, (8, 9), (25, 19))
+    assert maps.method == "windows" and maps.probability.shape == (2, 3)
+
+
 def test_a_layer_in_the_head_and_a_container_can_be_followed():
     net, image = network(), picture(47, 47)
     compared(net, image, [(0, 0), (10, 20)], 12, "fc6", 1e-12, channel=4)
