@@ -15,7 +15,7 @@ CHAPTERS = {path.stem[:2]: path for path in book.chapters()}
 ROOT_DATA = Path(os.environ.get("ZFKIT_DATA", ""))
 # the claims that a chapter must decide
 HELD = {"02": range(1, 5), "03": range(5, 11), "04": range(11, 14), "05": range(14, 18)}
-HELD |= {"07": range(22, 26), "08": range(26, 28)}
+HELD |= {"06": range(18, 22), "07": range(22, 26), "08": range(26, 28)}
 ONE_NETWORK = {"04"}  # chapters that need what only one network has: another data set instead
 REAL = [  # chapter, network, data set: real networks on real photographs
     ("02", "alexnet-imagenet", "imagenet-samples"),
@@ -23,6 +23,10 @@ REAL = [  # chapter, network, data set: real networks on real photographs
     ("03", "alexnet-imagenet", "caltech101"),
     ("03", "squeezenet-imagenet", "imagenet-samples"),
     ("05", "squeezenet-imagenet", "imagenet-samples"),
+    ("06", "alexnet-imagenet", "menagerie"),
+    ("06", "squeezenet-imagenet", "tiny-imagenet-100"),
+    ("07", "squeezenet-imagenet", "imagenet-samples"),
+    ("07", "zfnet-photos", "tiny-imagenet-100"),
     ("08", "alexnet-imagenet", "caltech101"),
     ("04", "zfnet-photos", "tiny-imagenet-100"),
     ("05", "zfnet-photos", "tiny-imagenet-100"),
