@@ -344,10 +344,11 @@ def test_ctrl_c_leaves_nothing_behind_and_the_next_call_is_right(method, monkeyp
 
 
 INTERRUPTED = """
-import torch
+import signal, torch
 from zfkit.networks import zfnet
 from zfkit.occlusion import occlusion_maps
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of a background job starts with it ignored
 torch.manual_seed(0)
 torch.set_num_threads(1)
 net = zfnet(8, size=64, channels=(16, 16, 16, 16, 16), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(16, 16))
