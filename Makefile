@@ -20,7 +20,7 @@ $(VENV)/.installed: requirements.lock requirements-uv.lock pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: install it with  apt-get install python3-venv"; exit 1; }
 	@echo "installing the locked packages into $(VENV) (about 6 GB, mostly torch; one to three minutes)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
-	@$(PY) -m uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
+	@$(PY) -m uv pip sync --quiet --compile-bytecode --python $(PY) --require-hashes requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@$(PY) -m uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
