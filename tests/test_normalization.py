@@ -108,6 +108,9 @@ def test_refusals():
         ContrastNormalization(0)
     with pytest.raises(ValueError, match=r"maps must be \(N, C, ...\), not \(4, 5\)"):
         ContrastNormalization()(torch.zeros(4, 5))
+    for size in (0, -3):  # would divide by zero, or sum nothing
+        with pytest.raises(ValueError, match=f"size from 1, not {size}"):
+            contrast_normalization(torch.ones(1, 4, 2, 2), size)
 
 
 # --- the networks that hold it ------------------------------------------------------------------------------

@@ -190,6 +190,21 @@ def test_a_folder_keeps_the_pictures(tmp_path, monkeypatch):
         projections(net, images, "conv3", units["conv3"], folder=tmp_path)
 
 
+def test_images_of_one_channel_that_are_not_square(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 5, 2, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(4, 6, 3), nn.ReLU())
+    images = torch.randn(3, 1, 33, 47)
+    units = strongest(net, images, ["3"], 2)["3"].of(4)
+    whole = project(net, images[units.image], "3", 4, torch.stack([units.row, units.col], 1), start=units.value)
+    for options, bar in ((dict(way="crops"), 1e-5), (dict(way="kept"), 1e-5), (dict(folder=tmp_path), 1e-3)):
+        pictures, boxes = projections(net, images, "3", units, 4, **options)
+        for n, picture in enumerate(pictures):
+            assert picture.shape[0] == 1 and picture.any()
+            top, left, bottom, right = boxes[n]
+            expected = whole[n, :, top:bottom, left:right]
+            assert (picture - expected).abs().max() < bar * expected.abs().max()
+
+
 def test_images_are_normalised_as_they_are_needed():
     net, images = prepared("80 px", torch.float32)
     raw = torch.randint(256, (40, 80, 80, 3), dtype=torch.uint8).numpy()

@@ -8,9 +8,9 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 
 class ContrastNormalization(nn.LocalResponseNorm):
-    """A layer with the maps of nn.LocalResponseNorm, several times as fast; the paper's constants by default.
+    """A layer with the maps of nn.LocalResponseNorm, several times as fast; Krizhevsky's constants by default.
 
-    Source: ZF 2013, sec. 2.1 ("local contrast normalisation"); Krizhevsky et al. 2012, sec. 3.3.
+    Raises ValueError for a size below 1. Source: ZF 2013, Fig. 3 (without constants); Krizhevsky 2012, sec. 3.3.
     """
 
     def __init__(self, size=5, alpha=1e-4, beta=0.75, k=2.0):
@@ -27,12 +27,12 @@ def contrast_normalization(maps: Tensor, size: int, alpha=1e-4, beta=0.75, k=1.0
 
     maps: float (N, C, ...), in any layout, which is kept. Arguments, defaults and result as
     F.local_response_norm; under autocast bfloat16 stays bfloat16, and the power is taken in float32.
-    Raises ValueError for maps of fewer than three dimensions.
+    Raises ValueError for maps of fewer than three dimensions and for a size below 1. ZF 2013, sec. 2.1 and Fig. 3.
     """
     if has_torch_function_unary(maps):  # so that a TorchFunctionMode sees one call, as of torch's own functions
         return handle_torch_function(contrast_normalization, (maps,), maps, size, alpha, beta, k)
-    if maps.dim() < 3:
-        raise ValueError(f"maps must be (N, C, ...), not {tuple(maps.shape)}")
+    if maps.dim() < 3 or size < 1:
+        raise ValueError(f"maps must be (N, C, ...), not {tuple(maps.shape)}; size from 1, not {size!r}")
     with torch.no_grad():
         density = _density(maps, size, alpha, k)
     return _Normalized.apply(maps, density, size, alpha, beta, k)

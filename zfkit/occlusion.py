@@ -31,9 +31,9 @@ SAMPLES = 8  # places at which an approximate sweep is measured
 class OcclusionMaps(NamedTuple):
     """What the network says at each place of the occluder; tensors (rows, cols) of places, row-major."""
 
-    probability: Tensor  # of the target class
-    label: Tensor  # the most probable class
-    activity: Tensor | None  # sum over the chosen feature map
+    probability: Tensor  # of the target class, in the type of the image
+    label: Tensor  # the most probable class, int64
+    activity: Tensor | None  # sum over the chosen feature map, in the type of the image
     method: str  # "windows", or "plain": a whole forward pass for each place
     error: float | None = None  # largest error in `probability` at eight places; None: exact
 
@@ -52,8 +52,9 @@ def occlusion_maps(
 ) -> OcclusionMaps:  # fmt: skip
     """P(target), the most probable label and a feature map's activity for every place of the occluder.
 
-    normalized: one image (1, 3, H, W).    target: class.    size, stride: of the occluder in pixels, a number or
-    (rows, columns); it starts at row and column 0 and stays inside the image.
+    normalized: one image, float (1, 3, H, W), of any sides and as many colours as the network takes.    target: class.
+    size, stride: of the occluder in pixels, a number or (rows, columns) from 1; it starts at row and column 0 and stays
+    inside the image, so it is no larger. Source: ZF 2013, sec. 4.2.
     fill: what it shows, after normalisation: one number, one per colour, or an image (3, H, W) such as a blurred one.
     layer, channel: the map whose sum is the activity; channel None takes the one with the strongest unit.
     precision: "exact" (to rounding) or "bfloat16": the windows above the first layer in that type, faster on
@@ -85,7 +86,8 @@ def occluded(
 ) -> Occluded:
     """The probabilities of all classes, and a feature map's activity, at chosen places of the occluder.
 
-    places: integers (N, 2), the occluder's first row and column. The rest as in `occlusion_maps`, always exact.
+    places: integers (N, 2), N > 0, the occluder's first row and column; ValueError if it leaves the image there. The
+    rest as in `occlusion_maps`, always exact. ZF 2013, sec. 4.2.
     """
     return occluder(net, normalized, size, fill, layer, channel, method=method)(places)
 

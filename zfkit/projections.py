@@ -31,9 +31,10 @@ def projections(
 ) -> tuple[list[Tensor], np.ndarray]:  # fmt: skip
     """What each unit projects to, [(3, h, w), ...], signed, and its box int64 (units, 4), in the order of the fields.
 
-    images: uint8 (N, H, W, 3) with `normalize`, or float (N, 3, H, W).    units: all of a layer, as `strongest` gives
-    them, fields (k, C); or any others, with the `channel` of each or of all: `best.of(7), 7`. A unit starts from its
-    `value`.    A box is (top, left, bottom, right), half-open, clipped at the border, as that of `crops`.
+    Source: ZF 2013, sec. 2.1.    images: uint8 (N, H, W, 3) with `normalize`, or float (N, 3, H, W), of any sides.
+    units: all of a layer, as `strongest` gives them, fields (k, C); or any others, with the `channel` of each or of
+    all: `best.of(7), 7`. A unit starts from its `value`.
+    A box is (top, left, bottom, right), half-open, clipped at the border, as that of `crops`.
     overlap, lrn: as in `project`, whose pictures these are, to rounding, cut to the boxes.
     way: "crops" (forward pass on each unit's window), "kept" (one on each image, its switches kept) or "project"
     (no windows: the one way for networks that are no plain chain); "auto" takes the quickest that applies.
@@ -384,8 +385,8 @@ def _read(file) -> tuple[list[Tensor], np.ndarray] | None:
         return None
     if about.get("file") != file.name:
         return None
-    boxes = tensors["boxes"].numpy()
-    sides = boxes[:, 2:] - boxes[:, :2]
-    parts = tensors["flat"].to(tensors["peak"].dtype).split((3 * sides.prod(1)).tolist())
-    pictures = [part.view(3, *side).mul_(top) for part, side, top in zip(parts, sides.tolist(), tensors["peak"])]
+    sides = (boxes := tensors["boxes"].numpy())[:, 2:] - boxes[:, :2]
+    colours = len(tensors["flat"]) // sides.prod(1).sum()
+    parts = tensors["flat"].to(tensors["peak"].dtype).split((sides.prod(1) * colours).tolist())
+    pictures = [part.view(-1, *side).mul_(top) for part, side, top in zip(parts, sides.tolist(), tensors["peak"])]
     return pictures, boxes
