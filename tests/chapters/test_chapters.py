@@ -104,6 +104,8 @@ def test_an_unknown_network_or_data_set_is_named_in_one_line(tmp_path, number, p
     "number, pair, words",
     [
         ("04", "NETWORK=shuffled-labels", "snapshots"),
+        ("06", "LIVE=5x5/2", "valid are 7x7/2, 11x11/4"),
+        ("07", "SQUARE=500", "valid are 16 to 120"),
         ("08", "DATASET=imagenet-samples", "no known faces"),
         ("08", "COVER=0.9", "valid are shares"),
     ],
