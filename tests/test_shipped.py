@@ -61,7 +61,7 @@ def test_the_network_of_photographs_is_of_use_and_ends_its_series():
     net, card = zfkit.load_network("zfnet-photos")
     assert len(card.classes) == 200 and card.size == 64
     top = card.record["history"]["test_top"]
-    assert top["1"] > 0.45 and top["5"] > 0.7 and top["1 mirrored"] > top["1"]
+    assert top["1"] > 0.49 and top["5"] > 0.74 and top["1 mirrored"] > top["1"]
     series = snapshots("zfnet-photos")
     assert list(series) == [1, 2, 3, 4, 8, 11, 15, 24]
     assert torch.equal(series[24].conv5.weight, net.conv5.weight)

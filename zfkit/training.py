@@ -93,7 +93,7 @@ _BASE = Config("zfnet-menagerie", SMALL, "menagerie", batch_size=128, snapshots=
 _PLAIN = replace(_BASE, snapshots=())
 _LRN = {**SMALL, "norm": "lrn"}
 # For Tiny ImageNet's 64 px: the same filters and strides, more channels, wider layers 6 and 7
-_SMALL_64 = SMALL | dict(num_classes=200, size=64, channels=(64, 128, 224, 224, 192), fc=(448, 448))
+_SMALL_64 = SMALL | dict(num_classes=200, size=64, channels=(64, 128, 224, 224, 192), fc=(448, 448), dropout=0.25)
 _PHOTOS = Config(
     "zfnet-photos", _SMALL_64, "tiny-imagenet", size=64, epochs=24, batch_size=128, lr=0.06, init_std="he",
     label_smoothing=0.1, snapshots=(1, 2, 3, 4, 8, 11, 15),
