@@ -7,6 +7,8 @@ PY := $(VENV)/bin/python
 CHAPTERS ?=
 JOBS ?= 2
 export JUPYTER_PREFER_ENV_PATH := 1
+# threads that sleep while they wait: where a core is taken, spinning ones are ten times slower
+export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help install book test lab chapters bench lock clean

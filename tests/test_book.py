@@ -105,6 +105,18 @@ def test_a_bad_setting_is_one_line_before_anything_runs(house, capsys, pair, sai
     assert not (house / "build").exists()
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE 2"), ("ACTIVE", "ACTIVE 2")])
+def test_threads_of_a_chapter_sleep_while_they_wait_unless_told_otherwise(house, monkeypatch, given, found):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    said = 'import os; print(os.environ["OMP_WAIT_POLICY"], os.environ["OMP_NUM_THREADS"])'
+    path = chapter(house / "notebooks", "00_fine", said)
+    done = book.run_chapter(path, house / "build" / path.name, {}, threads=2)
+    assert not done.error
+    assert book.read(done.target).cells[-1].outputs[0].text == found + "\n"
+
+
 def test_one_failing_chapter_does_not_stop_the_others(house, capsys, monkeypatch):
     folder = house / "notebooks"
     chapter(folder, "00_fine", record("00"), PICTURE)
