@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from zfkit import occlusion
 from zfkit.networks import alexnet, zfnet
-from zfkit.occlusion import occluded, occluder, occlusion_maps
+from zfkit.occlusion import CoarseToFine, grid, occluded, occluder, occlusion_maps
 
 TINY = dict(channels=(6, 8, 8, 8, 6), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(9, 9))
 
@@ -258,6 +258,48 @@ class Tokens(nn.Module):
 def test_a_reshape_that_the_windows_cannot_follow_is_swept_plainly():
     net, image = drawn(Tokens()).double(), picture(18, 24)
     assert occluded(net, image, [(0, 0)], 6).method == "plain"
+
+
+def test_a_grid_holds_the_places_that_fit():
+    assert grid((7, 5), (3, 2), (2, 3)).tolist() == [[y, x] for y in (0, 2, 4) for x in (0, 3)]
+    assert grid(6, 2, 4).tolist() == [[0, 0], [0, 4], [4, 0], [4, 4]] and grid(6, 6, 1).tolist() == [[0, 0]]
+    for wrong in ((6, 7, 1), (6, 0, 1), (6, 2, 0), ((6, 5), (5, 6), 1)):
+        with pytest.raises(ValueError, match="no occluder of .* px at stride .* on an image of"):
+            grid(*wrong)
+    with pytest.raises(ValueError, match="stride must be a whole number"):
+        grid(6, 2, 1.5)
+
+
+@pytest.mark.parametrize("watched", [(), ("conv4", 1)])
+def test_a_sweep_that_becomes_fine_is_broken_off_and_gone_on_with(watched):
+    net, image, asked = network(), picture(47, 47), []
+    look = occluder(net, image, 12, 0.0, *watched)
+
+    def counted(places):
+        asked.append(len(places))
+        return look(places)
+
+    places = grid(47, 12, 5)  # 64 of them
+    sweep = CoarseToFine(counted, grid(47, 12, 17), places, 10)
+    assert asked == [] and sweep.fine is None
+    coarse = look(grid(47, 12, 17))
+    for _ in range(2):
+        assert torch.equal(sweep.coarse.probabilities, coarse.probabilities)
+    assert asked == [9]
+    first = sweep.steps()
+    for _ in range(3):
+        next(first)
+    first.close()  # a slider moved
+    assert sweep.fine is None and asked == [9, 10, 10, 10]
+    assert len(list(sweep.steps())) == 4 and asked[4:] == [10, 10, 10, 4]
+    expected = look(places)
+    assert (sweep.fine.probabilities - expected.probabilities).abs().max() < 1e-12
+    assert sweep.fine.method == "windows"
+    if watched:
+        assert (sweep.fine.activity - expected.activity).abs().max() < 1e-12 * expected.activity.abs().max()
+    else:
+        assert sweep.fine.activity is None
+    assert list(sweep.steps()) == [] and len(asked) == 8
 
 
 def test_the_occluder_can_show_another_image():

@@ -6,7 +6,7 @@ what they read outside the window below them comes from the clean maps. The resu
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from math import inf, isqrt
 from operator import index
 from typing import NamedTuple
@@ -65,15 +65,15 @@ def occlusion_maps(
     """
     size, stride = _pair("size", size), _pair("stride", stride)
     _check(net, normalized, size, stride, precision=precision, method=method)
-    rows, cols = (range(0, n - s + 1, t) for n, s, t in zip(normalized.shape[2:], size, stride, strict=True))
-    places = torch.cartesian_prod(torch.tensor(rows), torch.tensor(cols))
+    places = grid(normalized.shape[2:], size, stride)
+    rows, cols = (len(axis.unique()) for axis in places.T)
     with evaluating(net), torch.no_grad():
         sweep = _sweep(net, normalized, size, fill, _chosen(net, normalized, layer, channel), method, precision)
         target = _within("class", target, sweep.classes)
-        tiles = _tiles(len(rows), len(cols), max(3, min(sweep.side, 1 + 32 // max(stride))))
+        tiles = _tiles(rows, cols, max(3, min(sweep.side, 1 + 32 // max(stride))))
         shown = tqdm(tiles, "occluder", unit="tile", disable=not progress)
         found = _collected(sweep, places, tiles, shown, lambda scores: (scores[:, target], scores.argmax(1)))
-    maps = OcclusionMaps(*(f if f is None else f.view(len(rows), -1) for f in found), sweep.method)
+    maps = OcclusionMaps(*(f if f is None else f.view(rows, -1) for f in found), sweep.method)
     if precision == "exact":
         return maps
     some = torch.linspace(0, len(places) - 1, SAMPLES).long()
@@ -111,6 +111,44 @@ def occluder(
             return Occluded(*_collected(sweep, places, tiles, tiles, lambda scores: (scores,)), sweep.method)
 
     return look
+
+
+def grid(shape, size, stride) -> Tensor:
+    """The places of the occluder that fit, int64 (N, 2): its first row and column, a row of places after the other.
+
+    shape: of the image, (H, W) or one side.    size, stride: of the occluder, a number or (rows, columns).
+    Raises ValueError for an occluder larger than the image and for numbers below 1.
+    """
+    sides = _pair("shape", shape)
+    axes = list(zip(sides, _pair("size", size), _pair("stride", stride), strict=True))
+    if any(side < length or min(length, step) < 1 for side, length, step in axes):
+        raise ValueError(f"no occluder of {size!r} px at stride {stride!r} on an image of {sides} px")
+    return torch.cartesian_prod(*(torch.arange(0, side - length + 1, step) for side, length, step in axes))
+
+
+class CoarseToFine:
+    """A sweep that is coarse at once and becomes fine in steps, for a slider that must not wait: `live(refine=...)`.
+
+    look: a function of places, as `occluder` gives it.    coarse, fine: places (N, 2).    batch: of them in a step.
+    `fine` is what `look` says at the fine places, `Occluded`; None until the last step.
+    """
+
+    def __init__(self, look: Callable[..., Occluded], coarse: Tensor, fine: Tensor, batch: int):
+        self.look, self.places, self.batches, self.parts, self.fine = look, coarse, fine.split(batch), [], None
+
+    @cached_property
+    def coarse(self) -> Occluded:
+        """What `look` says at the coarse places, asked once."""
+        return self.look(self.places)
+
+    def steps(self) -> Iterator[None]:
+        """Does what is left for `fine`; one that is broken off between two steps is gone on with by the next."""
+        for places in self.batches[len(self.parts) :]:
+            self.parts.append(self.look(places))
+            if len(self.parts) == len(self.batches):
+                said, sums, methods = zip(*self.parts, strict=True)
+                self.fine = Occluded(torch.cat(said), None if sums[0] is None else torch.cat(sums), methods[0])
+            yield
 
 
 class _Sweep(NamedTuple):
