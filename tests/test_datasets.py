@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zfkit import datasets
+from zfkit import datasets, files
 from zfkit.datasets import load_boxes, load_images, load_masks, load_scenes
 
 REAL = os.environ.get("ZFKIT_DATA")
@@ -224,7 +224,7 @@ def refused(words, name, *arguments, load=load_images, **options):
         load(name, *arguments, **options)
     said = str(caught.value)
     assert "\n" not in said and all(word in said for word in words), said
-    kept = datasets.cache_dir()
+    kept = files.cache_dir()
     assert not (kept.exists() and [*kept.glob("images-*"), *kept.glob("*.part")])  # nothing half-written
 
 
@@ -258,7 +258,7 @@ def test_a_palette_with_a_transparent_colour_is_refused(root):
     colours = Image.fromarray(np.zeros((9, 9), np.uint8)).convert("P")
     colours.save(root / "own/a.png")
     assert load_images(f"folder:{root / 'own'}", "all", size=9).images.shape == (1, 9, 9, 3)
-    datasets.shutil.rmtree(datasets.cache_dir())
+    datasets.shutil.rmtree(files.cache_dir())
     colours.save(root / "own/a.png", transparency=0)
     refused(["a.png", "alpha"], f"folder:{root / 'own'}", "all")
 
@@ -327,7 +327,7 @@ def test_menagerie_by_name(root):
 def test_the_real_archives(monkeypatch, tmp_path):
     monkeypatch.setenv("ZFKIT_CACHE", str(tmp_path))
     sizes = {"cifar10": (1000, 32), "imagenet-samples": (210, 256), "imagenet-val-samples": (300, 227)}
-    if any((datasets.data_root() / f"{name}.tar").is_file() for name in ("imagenet-samples",)):
+    if any((files.data_root() / f"{name}.tar").is_file() for name in ("imagenet-samples",)):
         for name, (count, side) in sizes.items():
             found = load_images(name, "all")
             assert found.images.shape == (count, side, side, 3) and found.labels.max() < len(found.classes)

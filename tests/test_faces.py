@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zfkit import datasets
+from zfkit import datasets, files
 
-FACES = json.loads((datasets.repo_root() / "data" / "faces.json").read_text())["faces"]
+FACES = json.loads((files.repo_root() / "data" / "faces.json").read_text())["faces"]
 HELD = (Path(os.environ.get("ZFKIT_DATA", "")) / "caltech101-small.tar.xz").is_file()
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import zfkit
+from zfkit.files import weights_folder
 from zfkit.menagerie import render
-from zfkit.weights import snapshots, weights_folder
+from zfkit.weights import snapshots
 
 COUNT = 800  # test images, all of them
 

@@ -10,7 +10,7 @@ from test_training import DATA, TINY, same
 from test_weights import house, one_line, published  # noqa: F401  (house is a fixture)
 from torch import nn
 
-from zfkit import training
+from zfkit import files, training
 from zfkit.training import start_network
 from zfkit.weights import load_network, recorder, snapshots
 
@@ -124,7 +124,7 @@ def test_the_shipped_network_is_its_last_epoch_where_the_series_ends_before(hous
     net, path = published()
     series = {key: t for key, t in load_file(house / "tiny-snapshots.safetensors").items() if key.startswith("epoch01")}
     sidecar = json.loads(path.with_suffix(".json").read_text())
-    training.write_tensors(house / "tiny-snapshots.safetensors", series)
+    files.write_tensors(house / "tiny-snapshots.safetensors", series)
     sidecar.pop("snapshots_sha256")
     path.with_suffix(".json").write_text(json.dumps(sidecar))
     with pytest.raises(ValueError, match="there are no snapshots of tiny") as error:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zfkit import training
-from zfkit.training import CONFIGS, PAPER, Config, plateaus, rate, rms_clip, start_network, train
+from zfkit import files, recipes, training
+from zfkit.recipes import CONFIGS, PAPER, Config
+from zfkit.training import plateaus, rate, rms_clip, start_network, train
 
 NETWORK = dict(
     builder="zfnet", num_classes=4, size=32, channels=(4, 6, 8, 8, 6), filters=(7, 5, 3, 3, 3),
@@ -77,7 +78,7 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_bits(place, straight, tmp
     program = KILLED.format(tests=str(training.Path(__file__).parent), folder=str(tmp_path), place=place)
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    _, about = training.read_tensors(tmp_path / "checkpoint.safetensors")
+    _, about = files.read_tensors(tmp_path / "checkpoint.safetensors")
     assert about["counts"]["epoch"] == 1 and 0 < about["counts"]["step"] < 5  # the case under test: mid-epoch
     torch.rand(3)  # whatever the caller draws changes nothing
     net, history = train(TINY, folder=tmp_path, data=DATA, progress=False)
@@ -99,7 +100,7 @@ def test_ctrl_c_leaves_a_checkpoint_after_a_whole_step(straight, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         train(TINY, folder=tmp_path, data=DATA, progress=False)
     assert signal.getsignal(signal.SIGINT) is before
-    _, about = training.read_tensors(tmp_path / "checkpoint.safetensors")
+    _, about = files.read_tensors(tmp_path / "checkpoint.safetensors")
     assert (about["counts"]["epoch"], about["counts"]["step"]) == (1, 3)
     monkeypatch.undo()
     net, _ = train(TINY, folder=tmp_path, data=DATA, progress=False)
@@ -226,10 +227,10 @@ def test_the_start_is_the_papers_and_depends_on_the_seed_alone():
 
 def test_every_config_is_json_checked_and_comes_back_the_same():
     for name, config in CONFIGS.items():
-        training.check(config)
+        recipes.check(config)
         again = Config(**json.loads(json.dumps(asdict(config))))
         assert config.name == name
-        assert training.fingerprint(again, DATA["train"]) == training.fingerprint(config, DATA["train"])
+        assert recipes.fingerprint(again, DATA["train"]) == recipes.fingerprint(config, DATA["train"])
 
 
 @pytest.mark.parametrize(
@@ -284,14 +285,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.bin"
-    training.write_bytes(path, b"old")
+    files.write_bytes(path, b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(training.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        training.write_bytes(path, b"new")
+        files.write_bytes(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 

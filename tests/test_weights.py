@@ -12,10 +12,12 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from test_training import DATA, TINY, same
 
-from zfkit import training, weights
-from zfkit.datasets import Images, data_root
+from zfkit import files, recipes, training, weights
+from zfkit.datasets import Images
+from zfkit.files import data_root
 from zfkit.networks import build
-from zfkit.training import CONFIGS, start_network
+from zfkit.recipes import CONFIGS
+from zfkit.training import start_network
 from zfkit.weights import load_network, load_or_train, load_published, load_state, publish, save_weights, snapshots
 
 HISTORY = dict(
@@ -39,7 +41,7 @@ def house(tmp_path, monkeypatch):
     for module in (training, weights):
         monkeypatch.setattr(module, "load_images", load)
     monkeypatch.setattr(training, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(weights, "repo_root", lambda: tmp_path)
+    monkeypatch.setattr(weights, "weights_folder", lambda: tmp_path / "data" / "weights")
     monkeypatch.setitem(CONFIGS, "tiny", TINY)
     return tmp_path / "data" / "weights"
 
@@ -204,7 +206,7 @@ def test_load_or_train_takes_shipped_weights_only_if_config_data_and_version_mat
 
 def test_the_version_of_the_recipe_is_part_of_the_match(house, monkeypatch):
     before = weights._identity(TINY)
-    monkeypatch.setattr(training, "RECIPE_VERSION", training.RECIPE_VERSION + 1)
+    monkeypatch.setattr(recipes, "RECIPE_VERSION", recipes.RECIPE_VERSION + 1)
     assert weights._identity(TINY) != before
 
 
@@ -309,8 +311,8 @@ def test_the_real_squeezenet_knows_a_photograph():
     assert sum(card.classes[g] == n.partition(",")[0] for g, n in zip(guesses, names, strict=True)) >= 10
 
 
-@pytest.mark.skipif(not list(weights.weights_folder().glob("*.json")), reason="no shipped weights yet")
-@pytest.mark.parametrize("name", sorted(path.stem for path in weights.weights_folder().glob("*.json")))
+@pytest.mark.skipif(not list(files.weights_folder().glob("*.json")), reason="no shipped weights yet")
+@pytest.mark.parametrize("name", sorted(path.stem for path in files.weights_folder().glob("*.json")))
 def test_shipped_weights_load_are_their_configs_and_keep_their_word(name):
     from zfkit.datasets import load_images
 

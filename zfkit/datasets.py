@@ -23,6 +23,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from .files import cache_dir, data_root
+
 MENAGERIE = {"menagerie": "standard", "menagerie-hard": "hard"}  # name -> level
 SEEDS = {"train": (1, 4000), "validation": (3, 800), "test": (2, 800)}  # the menagerie's splits: seed, images
 SPLITS = ("train", "validation", "test", "all")
@@ -136,21 +138,6 @@ def load_masks(name: str, split="test", size=None, limit=None) -> np.ndarray:
     rows = cols = np.arange(size or DATASETS[name][2])
     inside = (rows >= y0) & (rows < y1), (cols >= x0) & (cols < x1)
     return inside[0][:, :, None] & inside[1][:, None, :]
-
-
-def repo_root() -> Path:
-    """The folder that holds zfkit/, data/ and notebooks/."""
-    return Path(__file__).resolve().parents[1]
-
-
-def cache_dir() -> Path:
-    """Where decoded and rendered images are kept: ZFKIT_CACHE, or data/cache."""
-    return Path(os.environ.get("ZFKIT_CACHE") or repo_root() / "data" / "cache")
-
-
-def data_root() -> Path | None:
-    """The folder of photographs that ZFKIT_DATA names; None if it is not set."""
-    return Path(os.environ["ZFKIT_DATA"]).expanduser() if os.environ.get("ZFKIT_DATA") else None
 
 
 def _check(name, split, size, limit) -> None:

@@ -93,7 +93,11 @@ def place(names: dict[nn.Module, str]) -> str:
     module = module_at_work()
     if module in names and type(module).__module__.startswith("torch.nn.modules.activation"):
         return f"of module {names[module]!r} ({type(module).__name__})"
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent / "deconvnet.py"), __file__)
+    ours = (
+        str(Path(torch.__file__).parent),
+        *(str(Path(__file__).with_name(f"{n}.py")) for n in ("deconvnet", "gradient")),
+        __file__,
+    )
     frame = next(frame for frame in _frames() if not frame.f_code.co_filename.startswith(ours))
     return f"in {frame.f_code.co_qualname}, {Path(frame.f_code.co_filename).name} line {frame.f_lineno}"
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .deconvnet import folded_scale, project
+from .files import read_tensors, write_tensors
 from .forward import evaluating, hooked, run_to
 from .geometry import needed, receptive_field, resolve, sliding
 from .strongest import Strongest, clipped, kept_file
-from .training import read_tensors, write_tensors
 
 WAYS = ("auto", "crops", "kept", "project")
 BYTES = 30e6  # of a batch's largest maps

@@ -5,133 +5,30 @@ a checkpoint holds weights, momentum and counts, and needs no state of a generat
 """
 
 import argparse
-import hashlib
-import json
 import math
 import os
 import signal
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .datasets import cache_dir, load_images
+from .datasets import load_images
+from .files import cache_dir, read_tensors, write_tensors
 from .loaders import Loader
 from .networks import Chain, build
+from .recipes import CONFIGS, Config, changed, check, fingerprint, starts_of
 
-RECIPE_VERSION = 1  # raised whenever the same Config would train to other weights
 CHECKPOINT_S = 60.0  # seconds of work that a killed run loses at most
 CHECKPOINT = "checkpoint.safetensors"
 SPLITS = ("train", "validation", "test")
-SCHEDULES, PRECISIONS = ("one-cycle", "plateau"), ("bfloat16", "float32")
-
-
-@dataclass(frozen=True)
-class Config:
-    """All that decides what a training ends in; every field is JSON.
-
-    network: arguments of `networks.build`.    size: side of the images in pixels.
-    schedule: "one-cycle" (cosine up over `warm_up` of all steps, then down) or "plateau" (a tenth of the rate once
-    the validation error has not fallen for `patience` epochs).
-    rms_clip: after each step, convolution filters of larger RMS weight are scaled back to it (ZF 2013, sec. 3).
-    init_std, fc_init_std: weights from N(0, std^2) and biases 0; "he": std^2 = 2 / inputs; None: torch's start.
-    init_std may be a tuple, one start for each convolution.
-    mean: of the input, in 0..1; None: that of the training images, per channel.    shift: pixels.
-    precision: "bfloat16" autocasts where the device has units for it; elsewhere the run is float32, as recorded.
-    snapshots: epochs whose convolutions (and batch norms) are kept.
-    """
-
-    name: str
-    network: dict
-    dataset: str
-    size: int = 80
-    seed: int = 0
-    epochs: int = 64
-    batch_size: int = 64
-    recipe: str = "modern"
-    lr: float = 0.04
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    schedule: str = "one-cycle"
-    warm_up: float = 0.2
-    patience: int = 5
-    rms_clip: float | None = None
-    init_std: float | str | tuple | None = 0.01
-    fc_init_std: float | str | None = None
-    mean: tuple | None = (0.5, 0.5, 0.5)
-    std: tuple = (0.25, 0.25, 0.25)
-    shift: int = 4
-    flip: bool = True
-    label_smoothing: float = 0.0
-    shuffled_labels: bool = False
-    precision: str = "bfloat16"
-    snapshots: tuple = ()
-
-
-# ZF 2013, sec. 3: SGD at batch 128, rate 1e-2 lowered on plateau, N(0, 0.01^2), filters clipped, inputs in [-128, 128].
-# Not the paper's: the start of the narrow layers 6 to 8 (from N(0, 0.01^2) the loss stood at chance for 8 epochs).
-PAPER = dict(
-    recipe="paper", batch_size=128, lr=0.01, nesterov=False, weight_decay=0.0, schedule="plateau", rms_clip=0.1,
-    fc_init_std="he", mean=None, std=(1 / 255,) * 3, patience=10,
-)  # fmt: skip
-# ZFNet for 80 px: conv2 at stride 1, or two of the maps would shrink to a few units
-SMALL = dict(
-    builder="zfnet", num_classes=16, size=80, channels=(48, 96, 128, 128, 96), filters=(7, 5, 3, 3, 3),
-    strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(256, 256), norm="batch",
-)  # fmt: skip
-_BASE = Config("zfnet-menagerie", SMALL, "menagerie", batch_size=128, snapshots=(1, 2, 5, 10, 20, 30, 40, 64))
-_PLAIN = replace(_BASE, snapshots=())
-_LRN = {**SMALL, "norm": "lrn"}
-# For Tiny ImageNet's 64 px: the same filters and strides, more channels, wider layers 6 and 7
-_SMALL_64 = SMALL | dict(num_classes=200, size=64, channels=(64, 128, 224, 224, 192), fc=(448, 448), dropout=0.25)
-_PHOTOS = Config(
-    "zfnet-photos", _SMALL_64, "tiny-imagenet", size=64, epochs=24, batch_size=128, lr=0.06, init_std="he",
-    label_smoothing=0.1, snapshots=(1, 2, 3, 4, 8, 11, 15),
-)  # fmt: skip
-CONFIGS = {
-    config.name: config
-    for config in (
-        _BASE,
-        replace(_PLAIN, name="zfnet-menagerie-s1", seed=1),
-        replace(_PLAIN, name="zfnet-menagerie-s2", seed=2),
-        # without batch norm the modern recipe stays at chance from N(0, 0.01^2)
-        replace(
-            _PLAIN,
-            name="zfnet-menagerie-lrn",
-            epochs=30,
-            network=_LRN,
-            lr=0.03,
-            init_std="he",
-            fc_init_std="he",
-        ),
-        # with shifts, mirroring, dropout and decay it learns nothing in 64 epochs (6.9 % of its training labels)
-        replace(
-            _PLAIN, name="shuffled-labels", shuffled_labels=True, network=SMALL | dict(dropout=0.0), shift=0,
-            flip=False, weight_decay=0.0,
-        ),
-        replace(_PLAIN, name="zfnet-menagerie-hard", dataset="menagerie-hard"),
-        replace(_PLAIN, name="zfnet-menagerie-paper", network=_LRN, epochs=70, **PAPER),
-        _PHOTOS,
-        replace(  # made in minutes where it is first asked for
-            _PHOTOS, name="zfnet-photos-small", dataset="tiny-imagenet-100", snapshots=(), epochs=3,
-            network=SMALL | dict(num_classes=100, size=64),
-        ),
-        replace(  # for a comparison at equal data; a third of the images, so twice the epochs
-            _PHOTOS, name="zfnet-photos-100", dataset="tiny-imagenet-100", snapshots=(), epochs=48,
-            network=_SMALL_64 | dict(num_classes=100, dropout=0.3),
-        ),
-    )
-}  # fmt: skip
 
 
 def train(config, *, device="cpu", folder=None, callback=None, progress=True, data=None):
@@ -234,7 +131,7 @@ def start_network(config) -> Chain:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(config.seed)
         net = build(config.network)
-        starts = iter(_starts(config, len([module for module in net if isinstance(module, nn.Conv2d)])))
+        starts = iter(starts_of(config, len([module for module in net if isinstance(module, nn.Conv2d)])))
         for module in net:
             std = next(starts) if isinstance(module, nn.Conv2d) else config.fc_init_std
             if isinstance(module, nn.Conv2d | nn.Linear) and std is not None:
@@ -242,11 +139,6 @@ def start_network(config) -> Chain:
                 module.weight.normal_(0, math.sqrt(2 / inputs) if std == "he" else std)
                 module.bias.zero_()
     return net
-
-
-def _starts(config, convolutions: int) -> tuple:
-    """init_std for each convolution."""
-    return config.init_std if isinstance(config.init_std, tuple | list) else (config.init_std,) * convolutions
 
 
 def _loaders(run, data, device) -> dict[str, Loader]:
@@ -391,36 +283,6 @@ def _precision(config, device) -> str:
     return config.precision if flags & {"amx_bf16", "avx512_bf16"} else "float32"
 
 
-def fingerprint(config, images) -> str:
-    """Ten hex digits that name config, recipe version and training images (256 of them, all labels)."""
-    pixels, labels = images[:2]
-    some = np.linspace(0, len(pixels) - 1, min(256, len(pixels))).astype(int)
-    digest = hashlib.sha256(json.dumps([RECIPE_VERSION, asdict(config), list(pixels.shape)]).encode())
-    digest.update(np.ascontiguousarray(pixels[some]))
-    digest.update(np.asarray(labels, np.int64).tobytes())
-    return digest.hexdigest()[:10]
-
-
-def check(config: Config):
-    """ValueError, before anything is loaded, for a value that no run can have."""
-    with torch.device("meta"):  # no memory, no random numbers
-        count = sum(isinstance(module, nn.Conv2d) for module in build(config.network))
-    for name, valid in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
-        if getattr(config, name) not in valid:
-            raise ValueError(f"unknown {name} {getattr(config, name)!r}; valid: {', '.join(valid)}")
-    starts = _starts(config, count)
-    if len(starts) != count:
-        raise ValueError(f"init_std {config.init_std!r}; valid: one start, or one for each of {count} convolutions")
-    if wrong := [std for std in (*starts, config.fc_init_std) if isinstance(std, str) and std != "he"]:
-        raise ValueError(f"unknown start {wrong[0]!r}; valid: a number, 'he' or None")
-    for name in ("epochs", "batch_size", "patience"):
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
-    if wrong := [epoch for epoch in config.snapshots if not 1 <= epoch <= config.epochs]:
-        raise ValueError(f"snapshot at epoch {wrong[0]!r}; valid: 1 to {config.epochs}")
-
-
 @contextmanager
 def interrupts():
     """A list that Ctrl-C fills instead of raising, so that a step is never left half done."""
@@ -431,36 +293,6 @@ def interrupts():
     finally:
         if main:
             signal.signal(signal.SIGINT, before)
-
-
-def write_bytes(path: Path, content: bytes):
-    """Write a file by atomic rename: whoever reads it finds the old one or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_tensors(path: Path, tensors: dict, about: dict | None = None):
-    """Write a safetensors file by atomic rename; about: what JSON can hold, for its header."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.torch.save(tensors, {"about": json.dumps(about or {})}))
-
-
-def read_tensors(path: Path) -> tuple[dict, dict]:
-    """The tensors of a safetensors file and what its header says; ValueError that names the file if it is not one."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, json.loads((file.metadata() or {}).get("about", "{}"))
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def seconds_needed(config, device="cpu", images=4000) -> float:
@@ -495,21 +327,3 @@ def main(args: list[str]) -> int:
 
         print(publish(config, run.net, run.history, run.snapshots))
     return 0
-
-
-def changed(name: str, settings: list[str] = ()) -> Config:
-    """The config of that name, changed by settings "key=value" (as JSON, or a string; "network.key": its network's)."""
-    if name not in CONFIGS:
-        raise ValueError(f"no config {name!r}; valid: {', '.join(CONFIGS)}")
-    values = asdict(CONFIGS[name])
-    for setting in settings:
-        key, _, text = setting.partition("=")
-        inner = key.startswith("network.")
-        if not inner and key not in values:
-            raise ValueError(f"Config has no field {key!r}; valid: {', '.join(values)}")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        (values["network"] if inner else values)[key.removeprefix("network.")] = value
-    return Config(**values)

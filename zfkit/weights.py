@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import loaders, training
-from .datasets import data_root, load_images, repo_root
+from .datasets import load_images
+from .files import data_root, read_json, read_tensors, weights_folder, write_json, write_tensors
 from .networks import alexnet, build
-from .training import CONFIGS, Config
+from .recipes import CONFIGS, RECIPE_VERSION, Config, changed, check, fingerprint
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 REAL = {  # name -> file under ZFKIT_DATA
@@ -66,11 +67,6 @@ def _squared(images: Tensor, size: int) -> Tensor:
     top, left = ((side - size) // 2 for side in sides)
     square = planes[:, :, top : top + size, left : left + size].round().clamp(0, 255)
     return square.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def weights_folder() -> Path:
-    """Where the shipped weights lie: data/weights."""
-    return repo_root() / "data" / "weights"
 
 
 def load_network(name: str) -> tuple[nn.Module, Card]:
@@ -168,10 +164,10 @@ def recorder(folder: Path | str, epochs):
     def keep(epoch: int, net: nn.Module):
         if epoch in epochs:
             path = folder / f"epoch{epoch:02d}.safetensors"
-            training.write_tensors(path, {key: training.half(t) for key, t in net.state_dict().items()})
+            write_tensors(path, {key: training.half(t) for key, t in net.state_dict().items()})
             sums[str(epoch)] = hashlib.sha256(path.read_bytes()).hexdigest()
             about = dict(config=getattr(net, "config", None), sums=sums)
-            training.write_bytes(folder / SERIES, json.dumps(about, indent=1).encode())
+            write_json(folder / SERIES, about)
 
     return keep
 
@@ -204,8 +200,8 @@ def load_or_train(config: Config | str, *, device="cpu", progress=True) -> tuple
     first prints how long it will take.
     """
     if isinstance(config, str):
-        config = training.changed(config)
-    training.check(config)
+        config = changed(config)
+    check(config)
     path = weights_folder() / f"{config.name}.safetensors"
     if path.with_suffix(".json").exists() and _sidecar(path).get("identity") == _identity(config):
         return load_published(path)
@@ -223,7 +219,7 @@ def publish(config, net, history, snapshots=None, folder=None) -> Path:
     record = _record(config, net, history) | dict(identity=_identity(config))
     if snapshots:
         kept = path.with_name(f"{config.name}-snapshots.safetensors")
-        training.write_tensors(kept, snapshots)
+        write_tensors(kept, snapshots)
         record["snapshots_sha256"] = hashlib.sha256(kept.read_bytes()).hexdigest()
     save_weights(path, net.state_dict(), record)
     return path
@@ -231,9 +227,9 @@ def publish(config, net, history, snapshots=None, folder=None) -> Path:
 
 def save_weights(path: Path, state: dict, sidecar: dict):
     """Write a weight file (float16 for two or more dimensions) and its sidecar, which gets the file's sha256."""
-    training.write_tensors(path, {name: training.half(tensor) for name, tensor in state.items()})
+    write_tensors(path, {name: training.half(tensor) for name, tensor in state.items()})
     record = dict(sidecar, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    training.write_bytes(path.with_suffix(".json"), (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    write_json(path.with_suffix(".json"), record)
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -263,21 +259,17 @@ def _compare(wanted: dict, state: dict, source):
 
 
 def _read_checked(path: Path, sha256: str | None) -> dict[str, Tensor]:
-    tensors, _ = training.read_tensors(path)
+    tensors, _ = read_tensors(path)
     if sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise ValueError(f"{path}: not the file that its sidecar names (sha256 differs)")
     return tensors
 
 
 def _sidecar(path: Path) -> dict:
-    file = path.with_suffix(".json")
     try:
-        record = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not a readable sidecar ({error})") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{file}: not a sidecar, a JSON object, but {type(record).__name__}")
-    return record
+        return read_json(path.with_suffix(".json"))
+    except ValueError as error:
+        raise ValueError(f"the sidecar {error}") from None
 
 
 def _record(config, net, history) -> dict:
@@ -286,7 +278,7 @@ def _record(config, net, history) -> dict:
     top = {key: history.pop(key) for key in ("classes", "mean", "std", "precision")}
     return dict(
         name=config.name, command=f"python -m zfkit train {config.name} --publish", recipe=config.recipe,
-        recipe_version=training.RECIPE_VERSION, seed=config.seed, config=_as_json(config), **top,
+        recipe_version=RECIPE_VERSION, seed=config.seed, config=_as_json(config), **top,
         layers=_chain_layers(net), accuracy={s: history[f"{s}_accuracy"] for s in ("validation", "test")},
         test_images=history["test_images"], time_s=history["seconds"], cpu_time_s=history["cpu_seconds"],
         machine=dict(processor=_processor(), cores=os.cpu_count()), torch=torch.__version__, history=history,
@@ -296,7 +288,7 @@ def _record(config, net, history) -> dict:
 def _identity(config) -> str:
     """Names config, recipe version and data by few images, so that shipped weights are found without the whole set."""
     some = load_images(config.dataset, "train", config.size, limit=16)
-    return training.fingerprint(config, some)
+    return fingerprint(config, some)
 
 
 def _as_json(config) -> dict:
