@@ -52,11 +52,11 @@ CLAIMS = _claims(
      "share of units that keep more activation when only the strongest fifth of the projection's pixels is left "
      "than with either control mask; over units", "the same mask moved in the field; as many edge pixels", 0.75),
     ("sec. 2.1", "Projections of a network trained to discriminate show which parts are discriminative", "none",
-     "lift (share of projection energy on the object over its share of area) minus the higher of both controls; "
-     "over images", "network trained on shuffled labels; edge map", 0.0),
+     "lift (share of the energy on the object that lies on its telling parts, over their share of the object's area) "
+     "minus the higher of both controls; over images", "network trained on shuffled labels; edge map", 0.0),
     ("sec. 2.1, Fig. 1", "The switches carry the structure", "none",
-     "share of the lift's fall, from own switches to those of noise, that another image's switches make already, the "
-     "unit staying where it is; over images", "switches from noise images", 0.5),
+     "cosine of the projection by an image's own switches and by another image's, unit, place and start being the "
+     "same; over images", "switches from noise images", 0.5, "below"),
     ("sec. 2.1", "For fixed switches the projection scales with the activation", "none",
      "largest relative deviation of project(a x start) / a from project(start)", "exact", 1e-5, "below"),
     ("sec. 4, Fig. 2", "Layer 2 answers to corners and to conjunctions of edge and colour", "none",
@@ -66,47 +66,53 @@ CLAIMS = _claims(
      "gain of texture decoding over the control in the middle layer, minus the best gain of another layer",
      "untrained network", 0.0),
     ("sec. 4, Fig. 2", "Layer 4 is class-specific", "none",
-     "class entropy (bits) of the nine strongest images: the smaller of layer 3 minus layer 4 and control minus "
-     "layer 4; over units", "layer 3; network trained on shuffled labels", 0.0),
+     "class entropy (bits) of the nine strongest images: the smallest of layer 3, shuffled labels and random "
+     "directions of layer 4, each minus layer 4; over units",
+     "layer 3; network trained on shuffled labels; random directions of the layer", 0.0),
     ("sec. 4, Fig. 2", "Layer 5 shows whole objects with varied pose", "none",
-     "the smaller of two gains over layer 4: share of the object covered by the projection, and pose spread of the "
-     "nine strongest within a class; over units", "random nines", 0.0),
+     "pose spread of the nine strongest images of a layer-5 channel over that of the whole class; over units",
+     "random nines of the class (1)", 0.5),
     ("sec. 4, Fig. 2", "Each map groups alike images strongly, and the patches vary more than the projections", "none",
-     "the smaller of two: similarity of the nine projections within a map minus between maps; and minus that of the "
-     "nine patches, all aligned; over units", "random nines; untrained network", 0.0),
+     "similarity of the nine projections within a map: the smallest of it minus between maps, minus that of the nine "
+     "patches, and minus that of random directions' nine projections, all aligned; over units",
+     "random nines; untrained network; random directions of the layer", 0.0),
     ("sec. 4, Fig. 2", "Invariance grows with the layer and discriminative parts are exaggerated", "none",
      "projection energy at eyes and nose over the face's mean, divided by the same of the edge map, minus 1; "
      "over images", "edge map at the same points", 0.0),
     ("sec. 4, Fig. 4", "Low layers settle within a few epochs", "few epochs",
-     "rank correlation of layer number and first epoch at which filters correlate over 0.9 with the last; over seeds",
-     "same rate schedule", 0.0),
+     "rank correlation of layer number and first epoch at which filters correlate over 0.9 with the last; over networks "
+     "of one grid of epochs", "same rate schedule", 0.0),
     ("sec. 4, Fig. 4", "Upper layers develop late", "40-50 of 70 epochs",
-     "median settling time of the upper over that of the lower layers; over seeds", "constant rate", 2.0),
+     "median settling time of the upper over that of the lower layers; over networks of one grid of epochs; not "
+     "testable where no snapshot lies between both", "constant rate", 2.0),
     ("sec. 4, Fig. 4", "Jumps are changes of the strongest image", "none",
      "projection change between snapshots with over without a change of the strongest image; over units",
      "units whose image stays", 1.0),
     ("sec. 4, Fig. 5", "Small transformations act strongly on layer 1, little on the top", "curves only",
      "relative distance at a small transformation, layer 1 minus layer 7, minus the same in the control; over images",
-     "untrained network", 0.3),
+     "untrained network; not testable without a layer 7", 0.3),
     ("sec. 4, Fig. 5", "The top layer moves quasi-linearly with shift and scale", "none",
-     "R squared of a line through the origin; over images", "square root and saturation fits", 0.95),
+     "R squared of a line through the origin for the median curve, the smaller of shift and scale; over images",
+     "layer 1; share of single images above 0.95", 0.95),
     ("sec. 4, Fig. 5", "The output is stable under shift and scale", "flat to about 15 px in three known images",
-     "median drop of P(true) over the range of the training's augmentation; over images", "rotation", 0.2, "below"),
+     "mean drop of P(true) over the paper's range of shifts (27 % of the side) and of scales (1 to 2), the median image, "
+     "the larger of both; over images", "rotation; the range of the training's augmentation", 0.2, "below"),
     ("sec. 4, Fig. 5", "The output is not invariant to rotation, save for objects with symmetry", "none",
      "P(true) at the object's symmetry angle minus its mean over other angles; over images", "other objects", 0.0),
     ("sec. 4.1, Fig. 6b", "11x11 filters at stride 4 mix extreme frequencies and lack the middle ones", "none",
      "energy share of the middle third of the spectrum, 7x7/2 minus 11x11/4; over seeds", "untrained filters", 0.0),
     ("sec. 4.1, Fig. 6d", "Stride 4 causes aliasing in layer 2", "none",
-     "power of layer-2 projections at the period of 4 px over its neighbours, stride 4 minus stride 2; over seeds",
-     "stride 2; blurred pooling", 0.0),
+     "how far layer-2 responses leave the line between shifts of 0 and 8 px at the shifts between, stride 4 minus "
+     "stride 2 at equal total stride; over seeds", "stride 2; blurred sampling", 0.0),
     ("sec. 4.1, Fig. 6c", "7x7 at stride 2 has fewer dead and more distinct features", "none",
-     "the smaller of two: dead share of 11x11/4 minus that of 7x7/2; and effective rank, as a share of the filters, of "
-     "7x7/2 minus that of 11x11/4; over seeds", "2x2 of size and stride; RMS clipping", 0.0),
+     "the smaller of two: dead share of 11x11/4 minus that of 7x7/2; and share of filters whose spectrum has one peak, "
+     "beyond the untrained start's, of 7x7/2 minus that of 11x11/4; over seeds",
+     "untrained filters; 2x2 of size and stride; RMS clipping", 0.0),
     ("sec. 4.1, Table 2", "The change lowers the error", "40.5/18.1 to 38.4/16.5 %",
      "error of the replica minus error of the new network, percentage points; over seeds", "spread over seeds", 0.0),
     ("sec. 4.2, Fig. 7d", "P(true) falls when the object is covered", "50 px square, stride 6",
-     "AUC of the drop map against the object's mask minus the better control; over images",
-     "mask moved or of another image; every size", 0.0),
+     "AUC of the drop map against the object's mask minus the better control, at the paper's size of square (50 of 224); "
+     "over images", "mask moved or of another image; a sweep of sizes beside it", 0.0),
     ("sec. 4.2, Fig. 7b, c", "The strongest map's activity falls where its projection lies", "maps only",
      "rank correlation of drop map and blurred projection energy minus the best control; over images",
      "another map's projection; edges; untrained network", 0.0),
@@ -116,11 +122,11 @@ CLAIMS = _claims(
     ("sec. 4.2", "The object is used, not its context", "none",
      "accuracy with the object only minus with the context only; over images", "random area", 0.1),
     ("sec. 4.3, Table 1", "In layer 5, covering eyes or nose changes features alike across faces", "0.067-0.079; 0.107",
-     "baseline-free distance: random places minus the largest of the three parts; over faces",
-     "random places on the head; untrained network", 0.0),
+     "baseline-free distance: random places on the object minus the largest of the three parts, in standard deviations "
+     "of those places; over faces", "random places on the object; on the head; untrained network", 0.0),
     ("sec. 4.3, Table 1", "In layer 7 the difference vanishes", "0.068-0.069; 0.073",
-     "distance of the ratio part / random from 1, for the part farthest off; or 0.1 plus how much farther that is than "
-     "in layer 5, if larger; over faces", "random places on the head; layer 5", 0.1, "within"),
+     "random places on the object minus the mean of the three parts, in standard deviations of those places; over faces",
+     "the same in layer 5, beside it", 0.5, "within"),
     ("sec. 5.1, Table 2", "The new network beats the replica", "-2.1 top-1, -1.6 top-5",
      "error of the replica minus error of the new network, percentage points; over seeds", "spread over seeds", 0.0),
     ("sec. 5.1, Table 2", "Averaging networks helps, unlike ones more", "16.5, 15.3 (5), 14.7 (6)",
