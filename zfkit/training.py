@@ -86,7 +86,8 @@ class Run:
 def fit(config, *, device="cpu", folder=None, callback=None, progress=True, data=None) -> Run:
     """The finished run of `train`, with its snapshots: "epochNN/conv1.weight" -> tensor."""
     check(config)
-    data = data or {split: load_images(config.dataset, split, config.size) for split in SPLITS}
+    limits = dict(train=config.images)
+    data = data or {s: load_images(config.dataset, s, config.size, limits.get(s)) for s in SPLITS}
     folder, images = Path(folder or run_folder(config, data["train"])), len(data["train"][0])
     total = config.epochs * images
     with torch.random.fork_rng(), interrupts() as stopped:

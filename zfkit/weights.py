@@ -205,7 +205,7 @@ def load_or_train(config: Config | str, *, device="cpu", progress=True) -> tuple
     path = weights_folder() / f"{config.name}.safetensors"
     if path.with_suffix(".json").exists() and _sidecar(path).get("identity") == _identity(config):
         return load_published(path)
-    folder = training.run_folder(config, load_images(config.dataset, "train", config.size))
+    folder = training.run_folder(config, load_images(config.dataset, "train", config.size, config.images))
     if not (folder / training.CHECKPOINT).exists():
         minutes = training.seconds_needed(config, device) / 60
         print(f"{config.name} is trained here: about {minutes:.0f} min on {device}", file=sys.stderr)
