@@ -26,7 +26,7 @@ class Config:
     init_std may be a tuple, one start for each convolution.
     mean: of the input, in 0..1; None: that of the training images, per channel.    shift: pixels.
     images: how many of the training images are taken, the first ones; None: all.
-    precision: "float32", alike on every processor; "bfloat16" autocasts where the device has units for it; elsewhere the run is float32, as recorded.
+    precision: "float32", or "bfloat16", which autocasts where the device has units for it; elsewhere the run is float32, as recorded.
     snapshots: epochs whose convolutions (and batch norms) are kept.
     """
 
@@ -55,7 +55,7 @@ class Config:
     label_smoothing: float = 0.0
     shuffled_labels: bool = False
     images: int | None = None
-    precision: str = "float32"
+    precision: str = "bfloat16"
     snapshots: tuple = ()
 
 
@@ -82,7 +82,7 @@ _LRN = {**SMALL, "norm": "lrn"}
 _SMALL_64 = SMALL | dict(num_classes=200, size=64, channels=(64, 128, 224, 224, 192), fc=(448, 448), dropout=0.25)
 _PHOTOS = Config(
     "zfnet-photos", _SMALL_64, "tiny-imagenet", size=64, epochs=24, batch_size=128, lr=0.06, init_std="he",
-    label_smoothing=0.1, precision="bfloat16", snapshots=(1, 2, 3, 4, 8, 11, 15),
+    label_smoothing=0.1, snapshots=(1, 2, 3, 4, 8, 11, 15),
 )  # fmt: skip
 CONFIGS = {
     config.name: config
