@@ -26,7 +26,7 @@ class Config:
     init_std may be a tuple, one start for each convolution.
     mean: of the input, in 0..1; None: that of the training images, per channel.    shift: pixels.
     images: how many of the training images are taken, the first ones; None: all.
-    precision: "float32", or "bfloat16", which autocasts where the device has units for it; elsewhere the run is float32, as recorded.
+    precision: "float32", or "bfloat16": autocast where the device has units for it; elsewhere float32, as recorded.
     snapshots: epochs whose convolutions (and batch norms) are kept.
     """
 
