@@ -149,6 +149,8 @@ def check(config: Config):
         value = getattr(config, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
+    if config.images is not None and (not isinstance(config.images, int) or config.images < 1):
+        raise ValueError(f"images must be None or a whole number from 1 on, not {config.images!r}")
     if wrong := [epoch for epoch in config.snapshots if not 1 <= epoch <= config.epochs]:
         raise ValueError(f"snapshot at epoch {wrong[0]!r}; valid: 1 to {config.epochs}")
 
