@@ -242,6 +242,7 @@ def test_every_config_is_json_checked_and_comes_back_the_same():
         (dict(init_std=(0.01, "he", "he", "he", "xavier")), ["xavier", "'he'"]),
         (dict(init_std=(0.01, "he")), ["(0.01, 'he')", "each of 5"]),
         (dict(epochs=0), ["epochs", "0"]),
+        (dict(images=0), ["images", "0"]),
         (dict(snapshots=(1, 9)), ["9", "1 to 3"]),
         (dict(network={**NETWORK, "norm": "group"}), ["group", "lrn, batch, none"]),
         (dict(dataset="no-such-set"), ["no-such-set", "menagerie"]),
