@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zfkit import datasets, files
+from zfkit import datasets, files, layouts
 from zfkit.datasets import load_boxes, load_images, load_masks, load_scenes
 
 REAL = os.environ.get("ZFKIT_DATA")
@@ -171,8 +171,8 @@ def test_cifar10_in_its_three_forms(root):
     assert np.array_equal(test.images, cifar_rows(0, 10)[test.labels])
     assert len(load_images("cifar10", "train").images) + len(load_images("cifar10", "validation").images) == 50
 
-    class_folders(root / "cifar10/train", datasets.CIFAR10, 2, size=(32, 32))
-    class_folders(root / "cifar10/test", datasets.CIFAR10, 1, size=(32, 32))
+    class_folders(root / "cifar10/train", layouts.CIFAR10, 2, size=(32, 32))
+    class_folders(root / "cifar10/test", layouts.CIFAR10, 1, size=(32, 32))
     assert sorted(load_images("cifar10", "test").labels) == list(range(10))
 
 

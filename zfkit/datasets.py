@@ -12,29 +12,21 @@ import json
 import os
 import re
 import shutil
-import tarfile
-from collections import defaultdict
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .files import cache_dir, data_root
+from .files import cache_dir
+from .layouts import Entry, cifar10, class_folders, found, imagenet, read, tiny_imagenet, tree_of, voc2012
 
 MENAGERIE = {"menagerie": "standard", "menagerie-hard": "hard"}  # name -> level
 SEEDS = {"train": (1, 4000), "validation": (3, 800), "test": (2, 800)}  # the menagerie's splits: seed, images
 SPLITS = ("train", "validation", "test", "all")
-OWN, HELD_OUT = {"train": 0.6, "validation": 0.2, "test": 0.2}, {"train": 0.9, "validation": 0.1}
-HELD_OUT_FEW = {"train": 0.95, "validation": 0.05}  # of 100,000 images
 BOXED = ("tiny-imagenet", "tiny-imagenet-100", "voc2012")
-CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
-VOC = ("aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
-       "sheep sofa train tvmonitor").split()  # fmt: skip
-FORMATS, SUFFIXES = ("JPEG", "PNG", "BMP", "WEBP", "PPM"), (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
 VERSION = 2  # of the cache: a step up discards what older code wrote
 
 
@@ -44,15 +36,6 @@ class Images(NamedTuple):
     images: np.ndarray  # uint8 (N, H, W, 3), possibly memory-mapped
     labels: np.ndarray  # int64 (N,)
     classes: tuple[str, ...]  # one name per label
-
-
-class Entry(NamedTuple):
-    """One picture of a set, before it is decoded."""
-
-    file: str
-    label: int
-    box: tuple | None = None  # of the object: x0, y0, x1, y1, half-open
-    extent: tuple | None = None  # width, height of a picture that has a box
 
 
 def warm():
@@ -151,26 +134,12 @@ def _check(name, split, size, limit) -> None:
             raise ValueError(f"{what} {value!r}: valid are None and whole numbers from 1 to {most}")
 
 
-def _found(name: str, places) -> Path:
-    if name.startswith("folder:"):
-        if (path := Path(name.removeprefix("folder:")).expanduser()).is_dir():
-            return path
-        raise ValueError(f"{name}: there is no folder {path}")
-    wanted, root = " or ".join(places), data_root()
-    if root is None:
-        raise ValueError(f"{name}: ZFKIT_DATA is not set; it names the folder that holds {wanted}")
-    for path in (root / place for place in places):
-        if path.exists():
-            return path
-    raise ValueError(f"{name}: no {wanted} in {root}, the folder that ZFKIT_DATA names")
-
-
 def _listed(name: str, split: str):
     """(path, its files by name, the set's own size, class names, entries of the split)."""
-    places, layout, size = DATASETS.get(name) or ((), _class_folders, 224)
-    path = _found(name, places)
+    places, layout, size = DATASETS.get(name) or ((), class_folders, 224)
+    path = found(name, places)
     try:
-        tree = _folder(path) if path.is_dir() else _archive(path, path.stat().st_mtime_ns)
+        tree = tree_of(path)
         classes, parts = layout(tree)
         entries = [entry for key, part in parts.items() if split in (key, "all") for entry in part]
         for entry in entries:
@@ -181,32 +150,6 @@ def _listed(name: str, split: str):
     if not entries:
         raise ValueError(f"{name}: no picture for split {split} in {path}")
     return path, tree, size, classes, entries
-
-
-def _folder(path: Path) -> dict[str, str]:
-    found = sorted(os.path.join(base, name) for base, _, names in os.walk(path) for name in names)
-    return {os.path.relpath(file, path).replace(os.sep, "/"): file for file in found}
-
-
-@lru_cache(maxsize=1)  # the splits of an archive share one decompression
-def _archive(path: Path, time_ns: int) -> dict[str, bytes]:
-    """What an archive holds below its top folder; nothing is written to the disk."""
-    tree = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
-                raise ValueError(f"member {member.name!r} lies outside the archive")
-            if member.isreg():
-                tree[member.name.removeprefix("./").partition("/")[2]] = tar.extractfile(member).read()
-    return tree
-
-
-def _read(tree, file: str) -> bytes:
-    return tree[file] if isinstance(tree[file], bytes) else Path(tree[file]).read_bytes()
-
-
-def _lines(tree, file: str) -> list[list[str]]:
-    return [line.split("\t") for line in _read(tree, file).decode().splitlines() if line]
 
 
 def _stamp(path: Path, tree, entries: list[Entry]) -> str:
@@ -257,7 +200,7 @@ def _picture(tree, file: str, size: int) -> np.ndarray:
     if isinstance(tree[file], np.ndarray):
         picture = Image.fromarray(tree[file])
     else:
-        picture = Image.open(io.BytesIO(_read(tree, file)), formats=FORMATS)
+        picture = Image.open(io.BytesIO(read(tree, file)), formats=FORMATS)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         raise ValueError("it has an alpha channel; valid are RGB and grey")
     if picture.mode not in ("RGB", "L", "P", "1", "CMYK"):
@@ -272,95 +215,6 @@ def _scaled(extent, size: int) -> tuple[int, int]:
     return tuple(max(size, round(side * size / min(extent))) for side in extent)
 
 
-def _tiny_imagenet(tree):
-    names, wnids = dict(_lines(tree, "words.txt")), _read(tree, "wnids.txt").decode().split()
-
-    def entry(file, wnid, box):
-        x0, y0, x1, y1 = map(int, box)  # both ends within the box
-        return Entry(file, wnids.index(wnid), (x0, y0, x1 + 1, y1 + 1), (64, 64))
-
-    train = [entry(f"train/{wnid}/images/{file}", wnid, box)
-             for wnid in wnids for file, *box in _lines(tree, f"train/{wnid}/{wnid}_boxes.txt")]  # fmt: skip
-    test = [entry(f"val/images/{file}", wnid, box) for file, wnid, *box in _lines(tree, "val/val_annotations.txt")]
-    return [names[wnid] for wnid in wnids], _split(train, HELD_OUT_FEW) | _split(test)
-
-
-def _class_folders(tree, classes=None):
-    """CLASS/picture, or SPLIT/CLASS/picture with a train folder; pictures outside of folders are one class."""
-    parts, pictures = defaultdict(list), [f for f in tree if f.lower().endswith(SUFFIXES)]
-    official = any(file.startswith("train/") for file in pictures)
-    for file in pictures:
-        split, rest = file.split("/", 1) if official and "/" in file else ("", file)
-        parts[split].append((file, rest.partition("/")[0] if "/" in rest else ""))
-    classes = classes or sorted({name for part in parts.values() for _, name in part})
-    number = {name: k for k, name in enumerate(classes)}
-    parts |= {split: [Entry(file, number[name]) for file, name in part] for split, part in parts.items()}
-    validation = parts["validation"] or parts["val"]
-    if not official:
-        return classes, _split(parts[""], OWN)
-    train = _split(parts["train"], HELD_OUT)
-    if parts["test"] and validation:
-        train = _split(parts["train"], {"train": 1}) | _split(validation, {"validation": 1})
-    return classes, train | _split(parts["test"] or validation)
-
-
-def _cifar10(tree):
-    def batch(file):  # a label, then three planes
-        rows = np.frombuffer(_read(tree, file), np.uint8).reshape(-1, 3073)
-        return pictures(file, rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 0])
-
-    def pictures(file, rows, labels):  # each becomes a file below its own
-        tree.update({f"{file}/{k}": row for k, row in enumerate(np.ascontiguousarray(rows))})
-        return [Entry(f"{file}/{k}", int(label)) for k, label in enumerate(labels)]
-
-    if (sheet := "cifar10_batch_0.png") in tree:  # a picture per line
-        rows = np.asarray(Image.open(io.BytesIO(_read(tree, sheet)))).reshape(-1, 32, 32, 3)
-        return CIFAR10, _split(pictures(sheet, rows, [k for _, k, _ in _lines(tree, "labels.tsv")[1:]]), OWN)
-    if "test_batch.bin" in tree:
-        train = [entry for k in range(1, 6) for entry in batch(f"data_batch_{k}.bin")]
-        return CIFAR10, _split(train, HELD_OUT) | _split(batch("test_batch.bin"))
-    return _class_folders(tree, CIFAR10)
-
-
-def _imagenet(tree):
-    lines = _found("ImageNet's class names", ["imagenet-classes.tsv"]).read_text().splitlines()
-    _, wnids, names = zip(*(line.split("\t") for line in lines), strict=True)
-    if "labels.tsv" not in tree:
-        return names, _class_folders(tree, wnids)[1]
-    return names, _split([Entry(file, int(k)) for file, k, *_ in _lines(tree, "labels.tsv")[1:]], OWN)
-
-
-def _voc2012(tree):
-    def entry(number):
-        root = ElementTree.fromstring(_read(tree, f"VOC2012/Annotations/{number}.xml"))
-        extent = [int(root.findtext(f"size/{side}")) for side in ("width", "height")]
-        objects = [(o.findtext("name"), o.find("bndbox")) for o in root.iter("object")]
-        boxes = [[round(float(b.findtext(c))) for c in ("xmin", "ymin", "xmax", "ymax")] for _, b in objects]
-        k = np.argmax([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes])
-        x0, y0, x1, y1 = boxes[k]  # counted from 1, both ends within the box
-        return Entry(f"VOC2012/JPEGImages/{number}.jpg", VOC.index(objects[k][0]), (x0 - 1, y0 - 1, x1, y1), extent)
-
-    names = [_read(tree, f"VOC2012/ImageSets/Main/{part}.txt").decode().split() for part in ("train", "val")]
-    train, test = (list(map(entry, part)) for part in names)
-    return VOC, _split(train, HELD_OUT) | _split(test)
-
-
-def _split(entries: list[Entry], shares=None) -> dict[str, list[Entry]]:
-    """The entries by split, in an order of which every first part holds all classes evenly.
-
-    Each class is spread over 0..1 by its own fixed seed, one entry per 1/n; the shares (default: all test) cut there.
-    """
-    shares, members, placed = shares or {"test": 1}, defaultdict(list), []
-    for entry in entries:
-        members[entry.label].append(entry)
-    for label, part in sorted(members.items()):
-        draw = np.random.default_rng([2013, label])
-        placed += zip((draw.permutation(len(part)) + draw.random(len(part))) / len(part), part, strict=True)
-    placed.sort(key=lambda pair: pair[0])
-    cuts = [0, *np.searchsorted([place for place, _ in placed], np.cumsum([*shares.values()])[:-1]), len(placed)]
-    return {split: [e for _, e in placed[a:b]] for split, a, b in zip(shares, cuts, cuts[1:], strict=False)}
-
-
 def _line(error: Exception) -> str:
     return re.sub(r"\s+|<_io.\S+ object at \w+>", " ", str(error)).strip() or type(error).__name__
 
@@ -369,13 +223,13 @@ DATASETS = {  # name -> where under ZFKIT_DATA (the first that is there), how it
     "menagerie": ((), None, 80),
     "menagerie-hard": ((), None, 80),
     "cifar10": (("cifar10", "cifar-10-batches-bin", "cifar-10-binary.tar.gz", "cifar10-subset-1000",
-                 "cifar10-subset-1000.tar"), _cifar10, 32),
-    "tiny-imagenet": (("tiny-imagenet-200", "tiny-imagenet-200.tar"), _tiny_imagenet, 64),
-    "tiny-imagenet-100": (("tiny-imagenet-100", "tiny-imagenet-100.tar.xz"), _tiny_imagenet, 64),
+                 "cifar10-subset-1000.tar"), cifar10, 32),
+    "tiny-imagenet": (("tiny-imagenet-200", "tiny-imagenet-200.tar"), tiny_imagenet, 64),
+    "tiny-imagenet-100": (("tiny-imagenet-100", "tiny-imagenet-100.tar.xz"), tiny_imagenet, 64),
     "caltech101": (("101_ObjectCategories", "caltech101/101_ObjectCategories", "101_ObjectCategories.tar.gz",
-                    "caltech101-small.tar.xz"), _class_folders, 128),
-    "imagenet-samples": (("imagenet-samples", "imagenet-samples.tar"), _imagenet, 256),
-    "imagenet-val-samples": (("imagenet-val-samples", "imagenet-val-samples.tar"), _imagenet, 227),
-    "voc2012": (("VOCdevkit",), _voc2012, 256),
-    "imagenet": (("imagenet",), _imagenet, 256),
+                    "caltech101-small.tar.xz"), class_folders, 128),
+    "imagenet-samples": (("imagenet-samples", "imagenet-samples.tar"), imagenet, 256),
+    "imagenet-val-samples": (("imagenet-val-samples", "imagenet-val-samples.tar"), imagenet, 227),
+    "voc2012": (("VOCdevkit",), voc2012, 256),
+    "imagenet": (("imagenet",), imagenet, 256),
 }  # fmt: skip
