@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import tarfile
 
 import numpy as np
@@ -258,7 +259,7 @@ def test_a_palette_with_a_transparent_colour_is_refused(root):
     colours = Image.fromarray(np.zeros((9, 9), np.uint8)).convert("P")
     colours.save(root / "own/a.png")
     assert load_images(f"folder:{root / 'own'}", "all", size=9).images.shape == (1, 9, 9, 3)
-    datasets.shutil.rmtree(files.cache_dir())
+    shutil.rmtree(files.cache_dir())
     colours.save(root / "own/a.png", transparency=0)
     refused(["a.png", "alpha"], f"folder:{root / 'own'}", "all")
 
@@ -308,9 +309,7 @@ def test_a_list_that_names_what_is_not_there(root):
 
 def test_a_full_disk_is_named_before_work_starts(root, monkeypatch):
     class_folders(root / "101_ObjectCategories", count=2)
-    monkeypatch.setattr(
-        datasets.shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 10})
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 10}))
     refused(["free on its disk"], "caltech101", "all", size=16)
 
 

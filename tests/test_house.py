@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "controls": {"geometry", "networks", "switches", "deconvnet", "forward"},
     "menagerie": {"menagerie"},
     "layouts": {"files"},
-    "datasets": {"files", "layouts", "menagerie"},
+    "pictures": {"files", "layouts"},
+    "datasets": {"files", "layouts", "menagerie", "pictures"},
     "recipes": {"networks"},
     "loaders": {"datasets"},
     "training": {

@@ -1,33 +1,22 @@
 """Images by name: the rendered menagerie, and photographs from archives or folders under ZFKIT_DATA.
 
-An archive (tar, tar.xz, tar.gz) is read as it is, a folder of its layout likewise; nothing in it is executed. A whole
-split is decoded once into data/cache, keyed by the source's size, time and head, and memory-mapped from then on.
-Splits made by a set's authors are kept (the validation pictures are the test split where test labels are secret);
-any other is drawn once by a fixed seed, class by class.
+An archive (tar, tar.xz, tar.gz) is read as it is, a folder of its layout likewise; nothing in it is
+executed.
 """
 
-import hashlib
-import io
-import json
-import os
 import re
-import shutil
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from .files import cache_dir
-from .layouts import Entry, cifar10, class_folders, found, imagenet, read, tiny_imagenet, tree_of, voc2012
+from .layouts import cifar10, class_folders, found, imagenet, tiny_imagenet, tree_of, voc2012
+from .pictures import decoded, one_line, scaled, stamp
 
 MENAGERIE = {"menagerie": "standard", "menagerie-hard": "hard"}  # name -> level
 SEEDS = {"train": (1, 4000), "validation": (3, 800), "test": (2, 800)}  # the menagerie's splits: seed, images
 SPLITS = ("train", "validation", "test", "all")
 BOXED = ("tiny-imagenet", "tiny-imagenet-100", "voc2012")
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
-VERSION = 2  # of the cache: a step up discards what older code wrote
 
 
 class Images(NamedTuple):
@@ -61,9 +50,9 @@ def load_images(name: str, split="test", size=None, limit=None) -> Images:
         return Images(images, np.asarray(labels, np.int64), tuple(NAMES))
     path, tree, own_size, classes, entries = _listed(name, split)
     side, label = size or own_size, re.sub(r"[^\w-]+", "-", name)[-40:]
-    kept = cache_dir() / f"images-{label}-{split}-{side}-{_stamp(path, tree, entries)}.npy"
+    kept = cache_dir() / f"images-{label}-{split}-{side}-{stamp(path, tree, entries)}.npy"
     labels = np.array([entry.label for entry in entries[:limit]], np.int64)
-    return Images(_decoded(path, tree, entries, side, limit, kept), labels, tuple(classes))
+    return Images(decoded(path, tree, entries, side, limit, kept), labels, tuple(classes))
 
 
 def load_boxes(name: str, split="test", size=None, limit=None) -> np.ndarray:
@@ -76,9 +65,10 @@ def load_boxes(name: str, split="test", size=None, limit=None) -> np.ndarray:
     if name not in BOXED:
         raise ValueError(f"data set {name!r} has no boxes; valid are {', '.join(BOXED)}")
     *_, own_size, _, entries = _listed(name, split)
-    extent, box = (np.array([getattr(e, key) for e in entries[:limit]], float) for key in ("extent", "box"))
-    scaled = np.array([_scaled(pair, side := size or own_size) for pair in extent])
-    ratio, cut = scaled / extent, (scaled - side) // 2
+    extent, box = (np.array([getattr(entry, key) for entry in entries[:limit]], float) for key in ("extent", "box"))
+    side = size or own_size
+    resized = np.array([scaled(pair, side) for pair in extent])
+    ratio, cut = resized / extent, (resized - side) // 2
     corners = np.floor(box[:, :2] * ratio), np.ceil(box[:, 2:] * ratio)
     return np.hstack([np.clip(corner - cut, 0, side) for corner in corners]).astype(np.int64)
 
@@ -146,77 +136,10 @@ def _listed(name: str, split: str):
             if entry.file not in tree or not 0 <= entry.label < len(classes):
                 raise ValueError(f"{entry.file} with label {entry.label} is missing or out of range")
     except Exception as error:  # many kinds: tar, xz, text, XML, numbers, missing files
-        raise ValueError(f"{name}: {path} is damaged or laid out otherwise: {_line(error)}") from error
+        raise ValueError(f"{name}: {path} is damaged or laid out otherwise: {one_line(error)}") from error
     if not entries:
         raise ValueError(f"{name}: no picture for split {split} in {path}")
     return path, tree, size, classes, entries
-
-
-def _stamp(path: Path, tree, entries: list[Entry]) -> str:
-    """A key of what is on disk: an archive's head, size and time, or size and time of a folder's pictures."""
-    folder = path.is_dir()
-    places = {tree.get(e.file.rpartition("/")[0], tree[e.file]) for e in entries} if folder else {str(path)}
-    states = [(place, os.stat(place).st_size, os.stat(place).st_mtime_ns) for place in sorted(places)]
-    with open(os.devnull if folder else path, "rb") as head:
-        return hashlib.sha256(head.read(1 << 20) + json.dumps([VERSION, states, entries]).encode()).hexdigest()[:16]
-
-
-def _decoded(path: Path, tree, entries: list[Entry], size: int, limit: int | None, kept: Path) -> np.ndarray:
-    """uint8 (N, size, size, 3), from the file `kept` if it is whole; only a whole split is put there."""
-    shape = (len(entries), size, size, 3)
-    try:
-        images = np.load(kept, mmap_mode="r", allow_pickle=False)
-        if images.shape == shape and images.dtype == np.uint8:
-            return images[:limit]
-    except (OSError, ValueError):
-        pass  # not there, or cut short: made anew
-    if limit is not None and limit < len(entries):
-        return _fill(np.empty((limit, *shape[1:]), np.uint8), path, tree, entries)
-    part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        if (need := int(np.prod(shape))) > (free := shutil.disk_usage(kept.parent).free):
-            raise ValueError(f"{kept} takes {need >> 20} MiB, but {free >> 20} are free on its disk")
-        _fill(np.lib.format.open_memmap(part, "w+", np.uint8, shape), path, tree, entries).flush()
-        os.replace(part, kept)
-    except OSError as error:
-        raise ValueError(f"cannot write {kept}: {_line(error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return np.load(kept, mmap_mode="r", allow_pickle=False)
-
-
-def _fill(images: np.ndarray, path: Path, tree, entries: list[Entry]) -> np.ndarray:
-    for image, entry in tqdm(zip(images, entries, strict=False), path.name, len(images), disable=len(images) < 2000):
-        try:
-            image[:] = _picture(tree, entry.file, images.shape[1])
-        except Exception as error:  # whatever a damaged picture makes Pillow raise
-            raise ValueError(f"{path}: {entry.file} is no usable picture: {_line(error)}") from error
-    return images
-
-
-def _picture(tree, file: str, size: int) -> np.ndarray:
-    """A picture as uint8 (size, size, 3): RGB, short side resized, centre cut out."""
-    if isinstance(tree[file], np.ndarray):
-        picture = Image.fromarray(tree[file])
-    else:
-        picture = Image.open(io.BytesIO(read(tree, file)), formats=FORMATS)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        raise ValueError("it has an alpha channel; valid are RGB and grey")
-    if picture.mode not in ("RGB", "L", "P", "1", "CMYK"):
-        raise ValueError(f"its pixels are of mode {picture.mode}; valid are RGB and grey of 8 bits")
-    width, height = _scaled(picture.size, size)
-    picture = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)  # same size: a copy
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
-
-
-def _scaled(extent, size: int) -> tuple[int, int]:
-    return tuple(max(size, round(side * size / min(extent))) for side in extent)
-
-
-def _line(error: Exception) -> str:
-    return re.sub(r"\s+|<_io.\S+ object at \w+>", " ", str(error)).strip() or type(error).__name__
 
 
 DATASETS = {  # name -> where under ZFKIT_DATA (the first that is there), how it is laid out, its own size
