@@ -20,6 +20,10 @@ from PIL import Image
 from .files import data_root
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation",
+    "validation": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
 OWN = {"train": 0.6, "validation": 0.2, "test": 0.2}  # shares of a set that comes undivided
 HELD_OUT = {"train": 0.9, "validation": 0.1}
 HELD_OUT_FEW = {"train": 0.95, "validation": 0.05}  # of 100,000 images
@@ -40,12 +44,14 @@ class Entry(NamedTuple):
 
 
 def found(name: str, places) -> Path:
-    """Where a set lies: the folder that folder:PATH names, or the first of the places under ZFKIT_DATA.
+    """Where a set lies: the folder that folder:PATH names, or the first place of it under ZFKIT_DATA.
 
-    ValueError, which says where it looked, if there is none.
+    A relative PATH is below the working folder. ValueError, which says where it looked, if there is
+    none.
     """
     if name.startswith("folder:"):
-        if (path := Path(name.removeprefix("folder:")).expanduser()).is_dir():
+        path = Path(name.removeprefix("folder:")).expanduser().resolve()
+        if path.is_dir():
             return path
         raise ValueError(f"{name}: there is no folder {path}")
     wanted, root = " or ".join(places), data_root()
@@ -64,7 +70,14 @@ def tree_of(path: Path) -> dict:
 
 def _folder(path: Path) -> dict[str, str]:
     files = sorted(os.path.join(base, name) for base, _, names in os.walk(path) for name in names)
-    return {os.path.relpath(file, path).replace(os.sep, "/"): file for file in files}
+    tree = {os.path.relpath(file, path).replace(os.sep, "/"): file for file in files}
+    return {name: file for name, file in tree.items() if not _is_litter(name)}
+
+
+def _is_litter(name: str) -> bool:
+    """Whether a file is hidden or lies in a hidden folder: .ipynb_checkpoints, .DS_Store, __MACOSX."""
+    parts = name.split("/")
+    return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
 
 
 @lru_cache(maxsize=1)  # the splits of an archive share one decompression
@@ -75,8 +88,8 @@ def _archive(path: Path, time_ns: int) -> dict[str, bytes]:
         for member in tar:
             if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
                 raise ValueError(f"member {member.name!r} lies outside the archive")
-            if member.isreg():
-                name = member.name.removeprefix("./").partition("/")[2]
+            name = member.name.removeprefix("./").partition("/")[2]
+            if member.isreg() and not _is_litter(member.name.removeprefix("./")):
                 tree[name] = tar.extractfile(member).read()
     return tree
 
@@ -106,26 +119,50 @@ def tiny_imagenet(tree):
 
 
 def class_folders(tree, classes=None):
-    """CLASS/picture, or SPLIT/CLASS/picture with a train folder; pictures outside of folders are one class."""
-    parts, pictures = defaultdict(list), [f for f in tree if f.lower().endswith(SUFFIXES)]
-    official = any(file.startswith("train/") for file in pictures)
-    for file in pictures:
-        split, rest = file.split("/", 1) if official and "/" in file else ("", file)
-        parts[split].append((file, rest.partition("/")[0] if "/" in rest else ""))
-    classes = classes or sorted({name for part in parts.values() for _, name in part})
+    """CLASS/picture or SPLIT/CLASS/picture; pictures outside of folders are one class, named "".
+
+    SPLIT is one of SPLIT_NAMES in any case, with a train folder among them; classes that are called
+    like a split stay classes. valid without test is the test split, test without valid leaves a
+    tenth of train for validation. ValueError where folders of classes and of splits lie together.
+    """
+    pictures = [file for file in tree if file.lower().endswith(SUFFIXES)]
+    parts = _split_folders(pictures) or {"": [(file, file) for file in pictures]}
+    named = {
+        split: [(file, rest.partition("/")[0] if "/" in rest else "") for file, rest in part]
+        for split, part in parts.items()
+    }
+    classes = classes or sorted({name for part in named.values() for _, name in part})
     number = {name: k for k, name in enumerate(classes)}
-    parts |= {split: [Entry(file, number[name]) for file, name in part] for split, part in parts.items()}
-    validation = parts["validation"] or parts["val"]
-    if not official:
-        return classes, _split(parts[""], OWN)
-    train = _split(parts["train"], HELD_OUT)
-    if parts["test"] and validation:
-        train = _split(parts["train"], {"train": 1}) | _split(validation, {"validation": 1})
-    return classes, train | _split(parts["test"] or validation)
+    own = defaultdict(list)
+    for split, part in named.items():
+        own[split] = [Entry(file, number[name]) for file, name in part]
+    if "" in own:
+        return classes, _split(own[""], OWN)
+    if own["test"] and own["validation"]:
+        return classes, {k: v for split in own for k, v in _split(own[split], {split: 1}).items()}
+    train = _split(own["train"], HELD_OUT)
+    return classes, train | _split(own["test"] or own["validation"])
+
+
+def _split_folders(pictures: list[str]) -> dict[str, list]:
+    """Split -> (file, its name below the split's folder) of each picture; {} for class folders."""
+    inside = [file for file in pictures if "/" in file]
+    role = {top: SPLIT_NAMES.get(top.lower()) for top in {file.partition("/")[0] for file in inside}}
+    train = [file for file in inside if role[file.partition("/")[0]] == "train"]
+    if not (any(file.count("/") > 1 for file in train) or (train and all(role.values()))):
+        return {}
+    if others := sorted(top for top in role if not role[top]):
+        valid = ", ".join(SPLIT_NAMES)
+        raise ValueError(f"folder {others[0]} lies beside a train folder of classes; valid are {valid}")
+    parts = {split: [] for split in ("train", "validation", "test")}
+    for file in inside:
+        top, _, rest = file.partition("/")
+        parts[role[top]].append((file, rest))
+    return parts
 
 
 def cifar10(tree):
-    """One picture of many rows with a list of labels, the binary batches, or folders of pictures."""
+    """One picture of many rows with a list of labels, binary batches, or folders of pictures."""
 
     def batch(file):  # a label, then three planes
         rows = np.frombuffer(read(tree, file), np.uint8).reshape(-1, 3073)
@@ -148,7 +185,7 @@ def cifar10(tree):
 
 
 def imagenet(tree):
-    """A list of files, or folders named by WordNet id; classes in the order of imagenet-classes.tsv."""
+    """A list of files, or folders named by WordNet id; classes as in imagenet-classes.tsv."""
     path = found("ImageNet's class names", ["imagenet-classes.tsv"])
     lines = [line.split("\t") for line in path.read_text().splitlines()]
     _, wnids, names = zip(*lines, strict=True)
