@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from zfkit import datasets, files, layouts
-from zfkit.datasets import load_boxes, load_images, load_masks, load_scenes
+from zfkit.datasets import load_boxes, load_image, load_images, load_masks, load_scenes
 
 REAL = os.environ.get("ZFKIT_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="ZFKIT_DATA is not set: the real archives are not tested")
@@ -252,6 +252,59 @@ def test_a_set_that_is_not_there(root, monkeypatch):
 def test_an_alpha_channel_is_refused_by_file_name(root, mode, size):
     picture(root / "own/c/see through.png", size, mode=mode)
     refused(["see through.png", "alpha", "RGB and grey"], f"folder:{root / 'own'}", "all")
+
+
+def lying(path, orientation):
+    """A JPEG of four grey quarters, stored turned, that its EXIF orientation sets upright."""
+    quarters = np.kron([[0, 80], [160, 240]], np.ones((32, 32))).astype(np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(quarters).save(path, exif=exif, quality=95)
+    return quarters
+
+
+# what a viewer has to do to the stored rows, after the EXIF standard's table of orientations
+UPRIGHT = {
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.T, 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].T, 8: np.rot90,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_phone_photographs_stand_upright(root, orientation):
+    stored = lying(root / "own/c/0.jpg", orientation)
+    image = load_images(f"folder:{root / 'own'}", "all", size=64).images[0]
+    assert abs(image[..., 0].astype(int) - UPRIGHT[orientation](stored)).mean() < 2
+    assert np.array_equal(load_image(root / "own/c/0.jpg", 64), image)
+
+
+def test_pictures_with_boxes_stay_as_their_boxes_count(root):
+    base = tiny_imagenet(root)
+    stored = lying(base / "val/images/val_0.JPEG", 6)
+    images, labels, _ = load_images("tiny-imagenet-100")
+    assert abs(images[labels == 0][0][..., 0].astype(int) - stored).mean() < 2
+
+
+def test_a_picture_of_ones_own_is_checked_as_those_of_a_set(root, monkeypatch):
+    pixels = picture(root / "own/c/a.png", (40, 30))
+    assert np.array_equal(load_image(root / "own/c/a.png"), pixels)
+    square = load_image(root / "own/c/a.png", 24)
+    assert np.array_equal(square, load_images(f"folder:{root / 'own'}", "all", size=24).images[0])
+    assert square.dtype == np.uint8 and square.flags.writeable
+    shutil.rmtree(files.cache_dir())
+    monkeypatch.chdir(root / "own")
+    assert np.array_equal(load_image("c/a.png"), pixels)
+    picture(root / "own/c/clear.png", mode="RGBA")
+    (root / "own/poem.jpg").write_text("roses are red")
+    for path, words in {
+        "c/clear.png": ["clear.png", "alpha", "RGB and grey"],
+        "poem.jpg": ["poem.jpg", "no usable picture"],
+        "none.jpg": [str(root.resolve() / "own/none.jpg"), "No such file"],
+        "c": ["own/c", "directory"],
+    }.items():
+        refused(words, path, load=load_image)
+    refused(["size 0", "4096"], "c/a.png", 0, load=load_image)
 
 
 def test_a_palette_with_a_transparent_colour_is_refused(root):

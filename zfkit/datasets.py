@@ -5,13 +5,14 @@ executed.
 """
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from .files import cache_dir
 from .layouts import cifar10, class_folders, found, imagenet, tiny_imagenet, tree_of, voc2012
-from .pictures import decoded, one_line, scaled, stamp
+from .pictures import decoded, one_line, picture, scaled, stamp
 
 MENAGERIE = {"menagerie": "standard", "menagerie-hard": "hard"}  # name -> level
 SEEDS = {"train": (1, 4000), "validation": (3, 800), "test": (2, 800)}  # the menagerie's splits: seed, images
@@ -53,6 +54,25 @@ def load_images(name: str, split="test", size=None, limit=None) -> Images:
     kept = cache_dir() / f"images-{label}-{split}-{side}-{stamp(path, tree, entries)}.npy"
     labels = np.array([entry.label for entry in entries[:limit]], np.int64)
     return Images(decoded(path, tree, entries, side, limit, kept), labels, tuple(classes))
+
+
+def load_image(path, size=None) -> np.ndarray:
+    """A picture file of your own, checked as those of a set: uint8 (size, size, 3), RGB and upright.
+
+    size: short side resized to it (bilinear, antialiased), centre cut out; None: the whole picture,
+    (H, W, 3). A relative path is below the working folder. ValueError, one line: no such file, no
+    picture (of JPEG, PNG, BMP, WebP, PPM), an alpha channel, a bad size.
+
+    >>> load_image("~/photos/dog.jpg", 80).shape
+    (80, 80, 3)
+    """
+    _check_size(size)
+    file = Path(path).expanduser().resolve()
+    try:
+        return picture(file.read_bytes(), size)
+    except Exception as error:  # whatever a damaged picture makes Pillow raise
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ValueError(f"{file} is no usable picture: {reason}") from error
 
 
 def load_boxes(name: str, split="test", size=None, limit=None) -> np.ndarray:
@@ -119,9 +139,13 @@ def _check(name, split, size, limit) -> None:
     splits = tuple(SEEDS) if name in MENAGERIE else SPLITS
     if split not in splits:
         raise ValueError(f"split {split!r} of {name}: valid are {', '.join(splits)}")
-    for what, value, most in (("size", size, 4096), ("limit", limit, 2**31)):
-        if value is not None and not (isinstance(value, int | np.integer) and 1 <= value <= most):
-            raise ValueError(f"{what} {value!r}: valid are None and whole numbers from 1 to {most}")
+    _check_size(size)
+    _check_size(limit, "limit", 2**31)
+
+
+def _check_size(value, what="size", most=4096) -> None:
+    if value is not None and not (isinstance(value, int | np.integer) and 1 <= value <= most):
+        raise ValueError(f"{what} {value!r}: valid are None and whole numbers from 1 to {most}")
 
 
 def _listed(name: str, split: str):

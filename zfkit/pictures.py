@@ -1,4 +1,4 @@
-"""One picture decoded: checked, upright, RGB, a square cut out; a whole split of them kept in the cache.
+"""A picture decoded: checked, upright, RGB, a square cut out; whole splits kept in the cache.
 
 A split is decoded once into the cache folder, keyed by the source's size, time and head, and
 memory-mapped from then on.
@@ -13,21 +13,22 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from .files import replacing
 from .layouts import Entry, read
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
-VERSION = 2  # of the cache: a step up discards what older code wrote
+VERSION = 3  # of the cache: a step up discards what older code wrote
 
 
-def picture(source, size: int) -> np.ndarray:
-    """A picture as uint8 (size, size, 3): RGB, short side resized, centre cut out.
+def picture(source, size: int | None = None, upright=True) -> np.ndarray:
+    """A picture as uint8 (size, size, 3): RGB, short side resized, centre cut out; size None: whole.
 
-    source: the bytes of a file, or uint8 (H, W, 3). ValueError: an alpha channel, more than 8 bits;
-    what Pillow raises for bytes that are no picture of FORMATS.
+    source: the bytes of a file, or uint8 (H, W, 3). upright: turned as its EXIF orientation says.
+    ValueError: an alpha channel, more than 8 bits; what Pillow raises for bytes that are no picture
+    of FORMATS.
     """
     if isinstance(source, np.ndarray):
         image = Image.fromarray(source)
@@ -37,10 +38,13 @@ def picture(source, size: int) -> np.ndarray:
         raise ValueError("it has an alpha channel; valid are RGB and grey")
     if image.mode not in ("RGB", "L", "P", "1", "CMYK"):
         raise ValueError(f"its pixels are of mode {image.mode}; valid are RGB and grey of 8 bits")
-    width, height = scaled(image.size, size)
-    image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    image = (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+    if size is not None:
+        width, height = scaled(image.size, size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.array(image)
 
 
 def scaled(extent, size: int) -> tuple[int, int]:
@@ -49,7 +53,7 @@ def scaled(extent, size: int) -> tuple[int, int]:
 
 
 def decoded(path: Path, tree, entries: list[Entry], size: int, limit, kept: Path) -> np.ndarray:
-    """uint8 (N, size, size, 3), from the file `kept` if it is whole; only a whole split is put there."""
+    """uint8 (N, size, size, 3), from the file `kept` if it is whole; a whole split is put there."""
     shape = (len(entries), size, size, 3)
     try:
         images = np.load(kept, mmap_mode="r", allow_pickle=False)
@@ -80,7 +84,7 @@ def _fill(images: np.ndarray, path: Path, tree, entries: list[Entry]) -> np.ndar
         try:
             source = tree[entry.file]
             source = source if isinstance(source, np.ndarray) else read(tree, entry.file)
-            image[:] = picture(source, images.shape[1])
+            image[:] = picture(source, images.shape[1], upright=entry.box is None)  # boxes are of stored pixels
         except Exception as error:  # whatever a damaged picture makes Pillow raise
             reason = one_line(error)
             raise ValueError(f"{path}: {entry.file} is no usable picture: {reason}") from error
@@ -88,7 +92,7 @@ def _fill(images: np.ndarray, path: Path, tree, entries: list[Entry]) -> np.ndar
 
 
 def stamp(path: Path, tree, entries: list[Entry]) -> str:
-    """A key of what is on disk: an archive's head, size and time; of a folder's pictures size and time."""
+    """A key of what is on disk: head, size and time of an archive, or those of all pictures."""
     folder, places = path.is_dir(), {str(path)}
     if folder:  # a picture, or the file that holds it
         places = {tree.get(entry.file.rpartition("/")[0], tree[entry.file]) for entry in entries}
