@@ -5,18 +5,20 @@ executed.
 """
 
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from .files import cache_dir
-from .layouts import cifar10, class_folders, found, imagenet, tiny_imagenet, tree_of, voc2012
+from .layouts import cifar10, class_folders, folder_of, found, imagenet, tiny_imagenet, tree_of, voc2012
 from .pictures import decoded, one_line, picture, scaled, stamp
 
 MENAGERIE = {"menagerie": "standard", "menagerie-hard": "hard"}  # name -> level
 SEEDS = {"train": (1, 4000), "validation": (3, 800), "test": (2, 800)}  # the menagerie's splits: seed, images
 SPLITS = ("train", "validation", "test", "all")
+ONE_SOURCE = ("tiny-imagenet", "tiny-imagenet-100", "imagenet")  # of which the first are parts
 BOXED = ("tiny-imagenet", "tiny-imagenet-100", "voc2012")
 
 
@@ -131,6 +133,69 @@ def load_masks(name: str, split="test", size=None, limit=None) -> np.ndarray:
     rows = cols = np.arange(size or DATASETS[name][2])
     inside = (rows >= y0) & (rows < y1), (cols >= x0) & (cols < x1)
     return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def unseen(card, name: str) -> str:
+    """The split of a set to show a network on: "test" where it trained on that set, else "all".
+
+    card: a network's card; its record says what it trained on. The two Tiny ImageNets and ImageNet
+    count as one set: their training pictures are the same. "test" also for a menagerie, which has
+    no "all", and where the record does not say what the network saw. imagenet-samples has no split
+    that is sure to be unseen by a network of ImageNet. ValueError: a set that there is not.
+
+    >>> _, card = zfkit.load_network("zfnet-photos")
+    >>> unseen(card, "tiny-imagenet-100"), unseen(card, "caltech101")
+    ('test', 'all')
+    """
+    _check(name, "test", None, None)
+    record = card.record or {}
+    trained_on = record.get("config", {}).get("dataset")
+    if trained_on is None and "source" in record:  # weights that others trained
+        trained_on = "imagenet"
+    if name in MENAGERIE or trained_on is None or _same_pictures(name, trained_on):
+        return "test"
+    return "all"
+
+
+def _same_pictures(name: str, other: str) -> bool:
+    if name.startswith("folder:") and other.startswith("folder:"):
+        return folder_of(name) == folder_of(other)
+    return name == other or {name, other} <= set(ONE_SOURCE)
+
+
+def labels_for(card, classes, labels) -> np.ndarray:
+    """Labels of a set as class numbers of a network, by class name: int64 (N,), -1 where it has none.
+
+    classes, labels: as `load_images` gives them. Names are compared as they are, then without case
+    and with _ and - as spaces, then by their first synonym (up to a comma); where the network has
+    several classes of that name, the one of the same number, else -1. ValueError: a label that is
+    no number of a class.
+
+    >>> _, card = zfkit.load_network("zfnet-menagerie")  # dog, cat, rabbit, ...
+    >>> labels_for(card, ("Cat, house cat", "tapir"), [0, 1, 0])
+    array([ 1, -1,  1])
+    """
+    labels = np.asarray(labels, np.int64)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise ValueError(f"labels from {labels.min()} to {labels.max()}: valid are 0 to {len(classes) - 1}")
+    numbers = np.full(len(classes), -1, np.int64)
+    for as_written in (_first_synonym, _plain, str):  # the closest last: it has the last word
+        places = defaultdict(list)
+        for number, known in enumerate(card.classes):
+            places[as_written(known)].append(number)
+        for label, name in enumerate(classes):
+            if hits := places[as_written(name)]:
+                alone = hits[0] if len(hits) == 1 else -1
+                numbers[label] = label if label in hits else alone
+    return numbers[labels]
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.sub(r"[_-]", " ", name.casefold()).split())
+
+
+def _first_synonym(name: str) -> str:
+    return _plain(name.partition(",")[0])
 
 
 def _check(name, split, size, limit) -> None:

@@ -50,8 +50,7 @@ def found(name: str, places) -> Path:
     none.
     """
     if name.startswith("folder:"):
-        path = Path(name.removeprefix("folder:")).expanduser().resolve()
-        if path.is_dir():
+        if (path := folder_of(name)).is_dir():
             return path
         raise ValueError(f"{name}: there is no folder {path}")
     wanted, root = " or ".join(places), data_root()
@@ -61,6 +60,11 @@ def found(name: str, places) -> Path:
         if path.exists():
             return path
     raise ValueError(f"{name}: no {wanted} in {root}, the folder that ZFKIT_DATA names")
+
+
+def folder_of(name: str) -> Path:
+    """The folder that folder:PATH names, whether it is there or not."""
+    return Path(name.removeprefix("folder:")).expanduser().resolve()
 
 
 def tree_of(path: Path) -> dict:
