@@ -35,20 +35,13 @@ MAY_IMPORT = {
     "datasets": {"files", "menagerie"},
     "recipes": {"networks"},
     "loaders": {"datasets"},
-    "training": {
-        "datasets",
-        "files",
-        "loaders",
-        "networks",
-        "recipes",
-        "weights",
-    },  # weights: its command line alone, on --publish
+    "training": {"datasets", "files", "loaders", "networks", "recipes"},
     "weights": {"datasets", "files", "loaders", "networks", "recipes", "training"},
     "plots": {"geometry", "networks"},
     "explorers": {"plots"},
     "claims": set(),
     "book": set(),
-    "__main__": {"book", "datasets", "training", "weights"},
+    "__main__": {"book", "datasets", "recipes", "training", "weights"},
     "__init__": set(),
 }
 FORBIDDEN = (

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from zfkit import __main__ as door
 from zfkit import files, recipes, training
-from zfkit.recipes import CONFIGS, PAPER, Config
-from zfkit.training import plateaus, rate, rms_clip, start_network, train
+from zfkit.recipes import CONFIGS, PAPER, Config, plateaus, rate
+from zfkit.training import rms_clip, start_network, train
 
 NETWORK = dict(
     builder="zfnet", num_classes=4, size=32, channels=(4, 6, 8, 8, 6), filters=(7, 5, 3, 3, 3),
@@ -300,12 +301,13 @@ def test_the_command_line_trains_changes_fields_and_refuses(tmp_path, monkeypatc
     monkeypatch.setitem(CONFIGS, "tiny", TINY)
     monkeypatch.setattr(training, "load_images", lambda name, split, size: DATA[split])
     monkeypatch.setattr(training, "cache_dir", lambda: tmp_path)
-    assert training.main(["tiny", "--set", "epochs=1", "--set", "network.fc=[8, 8]", "--set", "snapshots=[1]"]) == 0
+    changes = ["--set", "epochs=1", "--set", "network.fc=[8, 8]", "--set", "snapshots=[1]"]
+    assert door.train_command(["tiny", *changes]) == 0
     assert "test images are right" in capsys.readouterr().out
     assert len(list(tmp_path.glob("training/tiny-*/checkpoint.safetensors"))) == 1
     for args, word in (["nothing"], "zfnet-menagerie"), (["tiny", "--set", "speed=1"], "batch_size"):
         with pytest.raises(ValueError, match=word) as error:
-            training.main(args)
+            door.train_command(args)
         assert "\n" not in str(error.value)
 
 

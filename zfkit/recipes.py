@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -113,16 +114,51 @@ CONFIGS = {
 }  # fmt: skip
 
 
+def as_json(config) -> dict:
+    """The config's fields as JSON holds them: what a record says, and what `Config(**...)` takes."""
+    return json.loads(json.dumps(asdict(config)))
+
+
 def starts_of(config, convolutions: int) -> tuple:
     """init_std for each convolution."""
-    return config.init_std if isinstance(config.init_std, tuple | list) else (config.init_std,) * convolutions
+    starts = config.init_std
+    return starts if isinstance(starts, tuple | list) else (starts,) * convolutions
+
+
+def rate(config, step: int, steps: int, epochs: list) -> float:
+    """The learning rate of a step (0, 1, ... over the whole run) where an epoch has `steps`.
+
+    epochs: the rows of the history so far; "plateau" looks at their validation accuracies.
+    """
+    if config.schedule == "plateau":
+        accuracies = [row["validation_accuracy"] for row in epochs]
+        return config.lr * 0.1 ** plateaus(accuracies, config.patience)
+    total = config.epochs * steps
+    peak = max(1, round(config.warm_up * total))
+    share = step / peak if step < peak else (step - peak) / max(1, total - peak)
+    falling = 0.5 + 0.5 * math.cos(math.pi * share)  # 1 -> 0
+    return config.lr * (1 - 0.96 * falling if step < peak else falling)  # from 1/25 of the peak
+
+
+def plateaus(accuracies: list[float], patience: int) -> int:
+    """How often, so far, the best accuracy had stood for `patience` epochs.
+
+    Each time the count of epochs starts again.
+    """
+    best, since, count = -1.0, 0, 0
+    for accuracy in accuracies:
+        best, since = (accuracy, 0) if accuracy > best else (best, since + 1)
+        if since == patience:
+            since, count = 0, count + 1
+    return count
 
 
 def fingerprint(config, images) -> str:
     """Ten hex digits that name config, recipe version and training images (256 of them, all labels)."""
     pixels, labels = images[:2]
     some = np.linspace(0, len(pixels) - 1, min(256, len(pixels))).astype(int)
-    digest = hashlib.sha256(json.dumps([RECIPE_VERSION, asdict(config), list(pixels.shape)]).encode())
+    about = [RECIPE_VERSION, asdict(config), list(pixels.shape)]
+    digest = hashlib.sha256(json.dumps(about).encode())
     digest.update(np.ascontiguousarray(pixels[some]))
     digest.update(np.asarray(labels, np.int64).tobytes())
     return digest.hexdigest()[:10]
@@ -137,8 +173,10 @@ def check(config: Config):
             raise ValueError(f"unknown {name} {getattr(config, name)!r}; valid: {', '.join(valid)}")
     starts = starts_of(config, count)
     if len(starts) != count:
-        raise ValueError(f"init_std {config.init_std!r}; valid: one start, or one for each of {count} convolutions")
-    if wrong := [std for std in (*starts, config.fc_init_std) if isinstance(std, str) and std != "he"]:
+        valid = f"one start, or one for each of {count} convolutions"
+        raise ValueError(f"init_std {config.init_std!r}; valid: {valid}")
+    words = [std for std in (*starts, config.fc_init_std) if isinstance(std, str)]
+    if wrong := [word for word in words if word != "he"]:
         raise ValueError(f"unknown start {wrong[0]!r}; valid: a number, 'he' or None")
     for name in ("epochs", "batch_size", "patience"):
         value = getattr(config, name)
@@ -149,7 +187,14 @@ def check(config: Config):
 
 
 def changed(name: str, settings: list[str] = ()) -> Config:
-    """The config of that name, changed by settings "key=value" (as JSON, or a string; "network.key": its network's)."""
+    """The config of that name, changed by settings "key=value".
+
+    A value is JSON or else a string; "network.key" changes an argument of its network.
+    Raises ValueError for a name or a key that is not there.
+
+    >>> changed("zfnet-menagerie", ["epochs=3", "network.norm=lrn"]).epochs
+    3
+    """
     if name not in CONFIGS:
         raise ValueError(f"no config {name!r}; valid: {', '.join(CONFIGS)}")
     values = asdict(CONFIGS[name])

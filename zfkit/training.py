@@ -4,7 +4,6 @@ Everything random is keyed by (seed, epoch) or (seed, step), and the rate is a f
 a checkpoint holds weights, momentum and counts, and needs no state of a generator or a scheduler.
 """
 
-import argparse
 import math
 import os
 import signal
@@ -24,7 +23,7 @@ from .datasets import load_images
 from .files import cache_dir, read_tensors, write_tensors
 from .loaders import Loader
 from .networks import Chain, build
-from .recipes import CONFIGS, Config, changed, check, fingerprint, starts_of
+from .recipes import Config, check, fingerprint, rate, starts_of
 
 CHECKPOINT_S = 60.0  # seconds of work that a killed run loses at most
 CHECKPOINT = "checkpoint.safetensors"
@@ -185,27 +184,6 @@ def _step(run, normalized, labels, steps):
     run.counts["step"] += 1
 
 
-def rate(config, step: int, steps: int, epochs: list) -> float:
-    """The learning rate of a step (0, 1, ... over the whole run), steps of them an epoch, after these epochs."""
-    if config.schedule == "plateau":
-        return config.lr * 0.1 ** plateaus([row["validation_accuracy"] for row in epochs], config.patience)
-    total = config.epochs * steps
-    peak = max(1, round(config.warm_up * total))
-    share = step / peak if step < peak else (step - peak) / max(1, total - peak)
-    falling = 0.5 + 0.5 * math.cos(math.pi * share)  # 1 -> 0
-    return config.lr * (1 - 0.96 * falling if step < peak else falling)  # from 1/25 of the peak
-
-
-def plateaus(accuracies: list[float], patience: int) -> int:
-    """How often, so far, the best accuracy had stood for `patience` epochs; each time the count starts again."""
-    best, since, count = -1.0, 0, 0
-    for accuracy in accuracies:
-        best, since = (accuracy, 0) if accuracy > best else (best, since + 1)
-        if since == patience:
-            since, count = 0, count + 1
-    return count
-
-
 def rms_clip(net: nn.Module, radius: float):
     """Scale each convolution filter whose RMS weight exceeds the radius back to it, in place (ZF 2013, sec. 3)."""
     for module in net.modules():
@@ -309,21 +287,3 @@ def seconds_needed(config, device="cpu", images=4000) -> float:
             run.sums.tolist()  # waits for the device
             times.append(time.perf_counter() - start)
     return 1.15 * min(times) * math.ceil(images / config.batch_size) * config.epochs
-
-
-def main(args: list[str]) -> int:
-    """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on with it; returns the exit code, 0."""
-    parser = argparse.ArgumentParser("python -m zfkit train", description="Train a network, or go on with it.")
-    parser.add_argument("name", help=f"one of {', '.join(CONFIGS)}")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="Config field or network.KEY")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--publish", action="store_true", help="write the result to data/weights")
-    options = parser.parse_args(args)
-    config = changed(options.name, options.set)
-    run = fit(config, device=options.device)
-    print(f"{config.name}: {run.history['test_accuracy']:.2%} of {run.history['test_images']} test images are right")
-    if options.publish:
-        from .weights import publish  # here, as weights imports this module
-
-        print(publish(config, run.net, run.history, run.snapshots))
-    return 0
