@@ -21,6 +21,7 @@ from zfkit.training import start_network
 from zfkit.weights import load_network, load_or_train, load_published, load_state, publish, save_weights, snapshots
 
 HISTORY = dict(
+    parameters=dict(lr=0.04), machines=[dict(device="cpu", threads=1)],
     classes=list("abcd"), mean=[0.5] * 3, std=[0.25] * 3, precision="float32", validation_accuracy=0.5,
     test_accuracy=0.25, test_images=20, seconds=1.0, cpu_seconds=2.0, epochs=[dict(epoch=1, loss=1.5)],
 )  # fmt: skip
@@ -69,10 +70,11 @@ def test_a_published_network_comes_back_the_same_with_its_card(house):
     assert (card.name, card.size, card.classes, card.mean) == ("tiny", 32, tuple("abcd"), (0.5,) * 3)
     assert card.layers == ("conv1", "conv2", "conv3", "conv4", "conv5")
     assert set(card.record) >= {
-        "command", "config", "recipe", "recipe_version", "seed", "history", "machine", "time_s", "accuracy", "torch",
-        "sha256",
+        "command", "config", "recipe", "recipe_version", "seed", "history", "machines", "parameters",
+        "time_s", "accuracy", "torch", "sha256",
     }  # fmt: skip
-    assert set(card.record["machine"]) == {"processor", "cores"} and card.record["accuracy"]["test"] == 0.25
+    assert card.record["machines"] == HISTORY["machines"] and card.record["accuracy"]["test"] == 0.25
+    assert card.record["parameters"] == HISTORY["parameters"]
 
 
 def test_two_dimensions_and_more_are_shipped_as_float16_the_rest_as_it_is(house):
@@ -205,9 +207,9 @@ def test_load_or_train_takes_shipped_weights_only_if_config_data_and_version_mat
 
 
 def test_the_version_of_the_recipe_is_part_of_the_match(house, monkeypatch):
-    before = weights._identity(TINY)
+    before = training.identity(TINY)
     monkeypatch.setattr(recipes, "RECIPE_VERSION", recipes.RECIPE_VERSION + 1)
-    assert weights._identity(TINY) != before
+    assert training.identity(TINY) != before
 
 
 def test_untrained_is_where_the_training_starts(house):
@@ -317,12 +319,12 @@ def test_shipped_weights_load_are_their_configs_and_keep_their_word(name):
     from zfkit.datasets import load_images
 
     (net, card), config = load_network(name), CONFIGS[name]
-    assert card.record["config"] == weights._as_json(config), "the config has changed"
+    assert card.record["config"] == recipes.as_json(config), "the config has changed"
     try:
         images, labels, classes = load_images(config.dataset, "test", config.size, limit=200)
     except ValueError as error:
         pytest.skip(f"needs {config.dataset}: {error}")
-    assert card.record["identity"] == weights._identity(config), "the data have changed"
+    assert card.record["identity"] == training.identity(config), "the data have changed"
     with torch.inference_mode():
         share = (net(card.normalize(images)).argmax(1).numpy() == labels).mean()
     assert card.classes == tuple(classes)

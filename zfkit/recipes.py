@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .networks import build
+from .networks import Chain, build
 
 RECIPE_VERSION = 1  # raised whenever the same Config would train to other weights
 SCHEDULES, PRECISIONS = ("one-cycle", "plateau"), ("bfloat16", "float32")
@@ -115,14 +115,38 @@ CONFIGS = {
 
 
 def as_json(config) -> dict:
-    """The config's fields as JSON holds them: what a record says, and what `Config(**...)` takes."""
+    """The fields as JSON holds them: what a record says and `Config(**...)` takes."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def resolved(config, net) -> dict:
+    """The config with all that the network's builder and `init_std` leave to defaults; JSON."""
+    starts = starts_of(config, sum(isinstance(module, nn.Conv2d) for module in net))
+    return as_json(config) | dict(network=net.config, init_std=list(starts))
 
 
 def starts_of(config, convolutions: int) -> tuple:
     """init_std for each convolution."""
     starts = config.init_std
     return starts if isinstance(starts, tuple | list) else (starts,) * convolutions
+
+
+def start_network(config) -> Chain:
+    """The network from which the config's training starts; its seed alone decides.
+
+    It is also the control "untrained".
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(config.seed)
+        net = build(config.network)
+        starts = iter(starts_of(config, sum(isinstance(module, nn.Conv2d) for module in net)))
+        for module in net:
+            std = next(starts) if isinstance(module, nn.Conv2d) else config.fc_init_std
+            if isinstance(module, nn.Conv2d | nn.Linear) and std is not None:
+                inputs = module.weight[0].numel()
+                module.weight.normal_(0, math.sqrt(2 / inputs) if std == "he" else std)
+                module.bias.zero_()
+    return net
 
 
 def rate(config, step: int, steps: int, epochs: list) -> float:
@@ -153,8 +177,23 @@ def plateaus(accuracies: list[float], patience: int) -> int:
     return count
 
 
+def rms_clip(net: nn.Module, radius: float):
+    """Scale each convolution filter whose RMS weight exceeds the radius back to it, in place.
+
+    Source: ZF 2013, sec. 3.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight.data
+            rms = weight.square().mean((1, 2, 3), keepdim=True).sqrt()
+            weight.mul_((radius / rms).clamp(max=1))
+
+
 def fingerprint(config, images) -> str:
-    """Ten hex digits that name config, recipe version and training images (256 of them, all labels)."""
+    """Ten hex digits that name config, recipe version and training images.
+
+    Of the images 256 and all labels.
+    """
     pixels, labels = images[:2]
     some = np.linspace(0, len(pixels) - 1, min(256, len(pixels))).astype(int)
     about = [RECIPE_VERSION, asdict(config), list(pixels.shape)]
@@ -169,8 +208,8 @@ def check(config: Config):
     with torch.device("meta"):  # no memory, no random numbers
         count = sum(isinstance(module, nn.Conv2d) for module in build(config.network))
     for name, valid in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
-        if getattr(config, name) not in valid:
-            raise ValueError(f"unknown {name} {getattr(config, name)!r}; valid: {', '.join(valid)}")
+        if (value := getattr(config, name)) not in valid:
+            raise ValueError(f"unknown {name} {value!r}; valid: {', '.join(valid)}")
     starts = starts_of(config, count)
     if len(starts) != count:
         valid = f"one start, or one for each of {count} convolutions"

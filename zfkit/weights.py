@@ -2,11 +2,10 @@
 
 import copy
 import hashlib
-import json
 import os
 import pickle
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from . import loaders, training
 from .datasets import load_images
 from .files import data_root, read_json, read_tensors, weights_folder, write_json, write_tensors
 from .networks import alexnet, build
-from .recipes import CONFIGS, RECIPE_VERSION, Config, changed, check, fingerprint
+from .recipes import CONFIGS, RECIPE_VERSION, Config, as_json, changed, check
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 REAL = {  # name -> file under ZFKIT_DATA
@@ -81,7 +80,7 @@ def load_network(name: str) -> tuple[nn.Module, Card]:
         config = replace(CONFIGS["zfnet-menagerie"], name=name)
         net = training.start_network(config).eval()
         classes = load_images(config.dataset, "test", config.size, limit=1).classes
-        record = dict(name=name, config=_as_json(config), classes=list(classes), layers=_chain_layers(net))
+        record = dict(name=name, config=as_json(config), classes=list(classes), layers=_chain_layers(net))
         return net, _card(record | dict(mean=config.mean, std=config.std))
     if name in REAL:
         return _load_real(name)
@@ -203,7 +202,7 @@ def load_or_train(config: Config | str, *, device="cpu", progress=True) -> tuple
         config = changed(config)
     check(config)
     path = weights_folder() / f"{config.name}.safetensors"
-    if path.with_suffix(".json").exists() and _sidecar(path).get("identity") == _identity(config):
+    if path.with_suffix(".json").exists() and _sidecar(path).get("identity") == training.identity(config):
         return load_published(path)
     folder = training.run_folder(config, load_images(config.dataset, "train", config.size))
     if not (folder / training.CHECKPOINT).exists():
@@ -216,7 +215,7 @@ def load_or_train(config: Config | str, *, device="cpu", progress=True) -> tuple
 def publish(config, net, history, snapshots=None, folder=None) -> Path:
     """Write NAME.safetensors, its sidecar and, if there are any, NAME-snapshots.safetensors; returns the first."""
     path = Path(folder or weights_folder()) / f"{config.name}.safetensors"
-    record = _record(config, net, history) | dict(identity=_identity(config))
+    record = _record(config, net, history) | dict(identity=training.identity(config))
     if snapshots:
         kept = path.with_name(f"{config.name}-snapshots.safetensors")
         write_tensors(kept, snapshots)
@@ -278,21 +277,12 @@ def _record(config, net, history) -> dict:
     top = {key: history.pop(key) for key in ("classes", "mean", "std", "precision")}
     return dict(
         name=config.name, command=f"python -m zfkit train {config.name} --publish", recipe=config.recipe,
-        recipe_version=RECIPE_VERSION, seed=config.seed, config=_as_json(config), **top,
+        recipe_version=RECIPE_VERSION, seed=config.seed, config=as_json(config), **top,
         layers=_chain_layers(net), accuracy={s: history[f"{s}_accuracy"] for s in ("validation", "test")},
         test_images=history["test_images"], time_s=history["seconds"], cpu_time_s=history["cpu_seconds"],
-        machine=dict(processor=_processor(), cores=os.cpu_count()), torch=torch.__version__, history=history,
+        machines=history.pop("machines", []), parameters=history.pop("parameters", {}),
+        torch=torch.__version__, history=history,
     )  # fmt: skip
-
-
-def _identity(config) -> str:
-    """Names config, recipe version and data by few images, so that shipped weights are found without the whole set."""
-    some = load_images(config.dataset, "train", config.size, limit=16)
-    return fingerprint(config, some)
-
-
-def _as_json(config) -> dict:
-    return json.loads(json.dumps(asdict(config)))
 
 
 def _chain_layers(net) -> list[str]:
@@ -302,12 +292,6 @@ def _chain_layers(net) -> list[str]:
 def _card(record: dict) -> Card:
     lists = {key: tuple(record[key]) for key in ("classes", "mean", "std", "layers")}
     return Card(name=record["name"], size=record["config"]["size"], record=record, **lists)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _load_real(name: str) -> tuple[nn.Module, Card]:
