@@ -7,7 +7,7 @@ import torch
 import zfkit
 from zfkit.files import weights_folder
 from zfkit.menagerie import render
-from zfkit.weights import snapshots
+from zfkit.series import snapshots
 
 COUNT = 800  # test images, all of them
 

@@ -12,13 +12,15 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from test_training import DATA, TINY, same
 
-from zfkit import files, recipes, training, weights
+from zfkit import cards, files, recipes, training, weights
+from zfkit.cards import load_state, save_weights
 from zfkit.datasets import Images
 from zfkit.files import data_root
 from zfkit.networks import build
 from zfkit.recipes import CONFIGS
+from zfkit.series import snapshots
 from zfkit.training import start_network
-from zfkit.weights import load_network, load_or_train, load_published, load_state, publish, save_weights, snapshots
+from zfkit.weights import load_network, load_or_train, load_published, publish
 
 HISTORY = dict(
     parameters=dict(lr=0.04), machines=[dict(device="cpu", threads=1)],
@@ -42,7 +44,8 @@ def house(tmp_path, monkeypatch):
     for module in (training, weights):
         monkeypatch.setattr(module, "load_images", load)
     monkeypatch.setattr(training, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(weights, "weights_folder", lambda: tmp_path / "data" / "weights")
+    for module in (files, weights):
+        monkeypatch.setattr(module, "weights_folder", lambda: tmp_path / "data" / "weights")
     monkeypatch.setitem(CONFIGS, "tiny", TINY)
     return tmp_path / "data" / "weights"
 
@@ -154,7 +157,7 @@ def test_keys_shapes_and_kinds_are_compared_before_anything_is_set():
         "fc7.bias": torch.zeros(16, dtype=torch.long),
     }
     with pytest.raises(ValueError) as error:
-        weights.apply_state(net, state, "file.safetensors")
+        cards.apply_state(net, state, "file.safetensors")
     for word in (
         "file.safetensors",
         "lacks conv2.bias",
