@@ -10,7 +10,7 @@ import zfkit
 from zfkit.datasets import load_scenes
 from zfkit.files import weights_folder
 from zfkit.menagerie import DECOYS, IDS, render
-from zfkit.weights import snapshots
+from zfkit.series import snapshots
 
 COUNT = 800  # test images, all of them
 

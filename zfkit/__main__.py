@@ -193,9 +193,7 @@ def main(words: list[str] | None = None) -> int:
     commands = {"book": run_book, "chapters": write_chapters, "clean": clean, "doctor": show_doctor}
     try:
         if options.command == "train":
-            from zfkit import training
-
-            return training.main(rest)
+            return train_command(rest)
         return commands[options.command](options)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"zfkit {options.command}: {error}", file=sys.stderr)
@@ -203,6 +201,26 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"zfkit {options.command}: stopped", file=sys.stderr)
         return 130
+
+
+def train_command(words: list[str]) -> int:
+    """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on with it; exit status 0."""
+    from zfkit import recipes, training, weights  # torch is imported for this command alone
+
+    parser = argparse.ArgumentParser("python -m zfkit train", description="Train a network, or go on with it.")
+    field = dict(action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("name", help=f"one of {', '.join(recipes.CONFIGS)}")
+    parser.add_argument("--set", **field, help="Config field or network.KEY")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--publish", action="store_true", help="write the result to data/weights")
+    options = parser.parse_args(words)
+    config = recipes.changed(options.name, options.set)
+    run = training.fit(config, device=options.device)
+    share, count = run.history["test_accuracy"], run.history["test_images"]
+    print(f"{config.name}: {share:.2%} of {count} test images are right")
+    if options.publish:
+        print(weights.publish(config, run.net, run.history, run.snapshots))
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from .networks import build
+from .networks import Chain, build
 
 RECIPE_VERSION = 1  # raised whenever the same Config would train to other weights
 SCHEDULES, PRECISIONS = ("one-cycle", "plateau"), ("bfloat16", "float32")
@@ -115,19 +116,93 @@ CONFIGS = {
 }  # fmt: skip
 
 
+def as_json(config) -> dict:
+    """The fields as JSON holds them: what a record says and `Config(**...)` takes."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def resolved(config, net) -> dict:
+    """The config with all that the network's builder and `init_std` leave to defaults; JSON."""
+    starts = starts_of(config, sum(isinstance(module, nn.Conv2d) for module in net))
+    return as_json(config) | dict(network=net.config, init_std=list(starts))
+
+
 def starts_of(config, convolutions: int) -> tuple:
     """init_std for each convolution."""
-    return config.init_std if isinstance(config.init_std, tuple | list) else (config.init_std,) * convolutions
+    starts = config.init_std
+    return starts if isinstance(starts, tuple | list) else (starts,) * convolutions
+
+
+def start_network(config) -> Chain:
+    """The network from which the config's training starts; its seed alone decides.
+
+    It is also the control "untrained".
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(config.seed)
+        net = build(config.network)
+        starts = iter(starts_of(config, sum(isinstance(module, nn.Conv2d) for module in net)))
+        for module in net:
+            std = next(starts) if isinstance(module, nn.Conv2d) else config.fc_init_std
+            if isinstance(module, nn.Conv2d | nn.Linear) and std is not None:
+                inputs = module.weight[0].numel()
+                module.weight.normal_(0, math.sqrt(2 / inputs) if std == "he" else std)
+                module.bias.zero_()
+    return net
+
+
+def rate(config, step: int, steps: int, epochs: list) -> float:
+    """The learning rate of a step (0, 1, ... over the whole run) where an epoch has `steps`.
+
+    epochs: the rows of the history so far; "plateau" looks at their validation accuracies.
+    """
+    if config.schedule == "plateau":
+        accuracies = [row["validation_accuracy"] for row in epochs]
+        return config.lr * 0.1 ** plateaus(accuracies, config.patience)
+    total = config.epochs * steps
+    peak = max(1, round(config.warm_up * total))
+    share = step / peak if step < peak else (step - peak) / max(1, total - peak)
+    falling = 0.5 + 0.5 * math.cos(math.pi * share)  # 1 -> 0
+    return config.lr * (1 - 0.96 * falling if step < peak else falling)  # from 1/25 of the peak
+
+
+def plateaus(accuracies: list[float], patience: int) -> int:
+    """How often, so far, the best accuracy had stood for `patience` epochs.
+
+    Each time the count of epochs starts again.
+    """
+    best, since, count = -1.0, 0, 0
+    for accuracy in accuracies:
+        best, since = (accuracy, 0) if accuracy > best else (best, since + 1)
+        if since == patience:
+            since, count = 0, count + 1
+    return count
+
+
+def rms_clip(net: nn.Module, radius: float):
+    """Scale each convolution filter whose RMS weight exceeds the radius back to it, in place.
+
+    Source: ZF 2013, sec. 3.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight.data
+            rms = weight.square().mean((1, 2, 3), keepdim=True).sqrt()
+            weight.mul_((radius / rms).clamp(max=1))
 
 
 def fingerprint(config, images) -> str:
-    """Ten hex digits that name config, recipe version and training images (256 of them, all labels)."""
+    """Ten hex digits that name config, recipe version and training images.
+
+    Of the images 256 and all labels.
+    """
     pixels, labels = images[:2]
     some = np.linspace(0, len(pixels) - 1, min(256, len(pixels))).astype(int)
     fields = asdict(config)
     if config.images is None:  # a field that came later counts only where it says something
         del fields["images"]
-    digest = hashlib.sha256(json.dumps([RECIPE_VERSION, fields, list(pixels.shape)]).encode())
+    about = [RECIPE_VERSION, fields, list(pixels.shape)]
+    digest = hashlib.sha256(json.dumps(about).encode())
     digest.update(np.ascontiguousarray(pixels[some]))
     digest.update(np.asarray(labels, np.int64).tobytes())
     return digest.hexdigest()[:10]
@@ -138,12 +213,14 @@ def check(config: Config):
     with torch.device("meta"):  # no memory, no random numbers
         count = sum(isinstance(module, nn.Conv2d) for module in build(config.network))
     for name, valid in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
-        if getattr(config, name) not in valid:
-            raise ValueError(f"unknown {name} {getattr(config, name)!r}; valid: {', '.join(valid)}")
+        if (value := getattr(config, name)) not in valid:
+            raise ValueError(f"unknown {name} {value!r}; valid: {', '.join(valid)}")
     starts = starts_of(config, count)
     if len(starts) != count:
-        raise ValueError(f"init_std {config.init_std!r}; valid: one start, or one for each of {count} convolutions")
-    if wrong := [std for std in (*starts, config.fc_init_std) if isinstance(std, str) and std != "he"]:
+        valid = f"one start, or one for each of {count} convolutions"
+        raise ValueError(f"init_std {config.init_std!r}; valid: {valid}")
+    words = [std for std in (*starts, config.fc_init_std) if isinstance(std, str)]
+    if wrong := [word for word in words if word != "he"]:
         raise ValueError(f"unknown start {wrong[0]!r}; valid: a number, 'he' or None")
     for name in ("epochs", "batch_size", "patience"):
         value = getattr(config, name)
@@ -156,7 +233,14 @@ def check(config: Config):
 
 
 def changed(name: str, settings: list[str] = ()) -> Config:
-    """The config of that name, changed by settings "key=value" (as JSON, or a string; "network.key": its network's)."""
+    """The config of that name, changed by settings "key=value".
+
+    A value is JSON or else a string; "network.key" changes an argument of its network.
+    Raises ValueError for a name or a key that is not there.
+
+    >>> changed("zfnet-menagerie", ["epochs=3", "network.norm=lrn"]).epochs
+    3
+    """
     if name not in CONFIGS:
         raise ValueError(f"no config {name!r}; valid: {', '.join(CONFIGS)}")
     values = asdict(CONFIGS[name])
