@@ -17,7 +17,7 @@ from .deconvnet import folded_scale, project
 from .files import read_tensors, write_tensors
 from .forward import evaluating, hooked, run_to
 from .geometry import needed, receptive_field, resolve, sliding
-from .strongest import Strongest, clipped, kept_file
+from .search import Strongest, clipped, kept_file
 
 WAYS = ("auto", "crops", "kept", "project")
 BYTES = 30e6  # of a batch's largest maps
