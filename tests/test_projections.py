@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from zfkit.deconvnet import feature_maps, project
-from zfkit.geometry import receptive_field
+from zfkit.deconvnet import project
+from zfkit.fields import receptive_field
+from zfkit.forward import feature_maps
 from zfkit.networks import alexnet, zfnet
 from zfkit.projections import projections
 from zfkit.search import Strongest, crops, strongest

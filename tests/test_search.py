@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from zfkit.deconvnet import feature_maps
-from zfkit.geometry import receptive_field
+from zfkit.fields import receptive_field
+from zfkit.forward import feature_maps
 from zfkit.networks import alexnet, zfnet
 from zfkit.search import Strongest, crops, most_excited, strongest
 
