@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from zfkit.deconvnet import feature_maps, project
-from zfkit.geometry import receptive_field
+from zfkit.deconvnet import project
+from zfkit.fields import receptive_field
+from zfkit.forward import feature_maps
 from zfkit.networks import alexnet, zfnet
 from zfkit.projections import projections
-from zfkit.strongest import Strongest, crops, strongest
+from zfkit.search import Strongest, crops, strongest
 
 module = import_module("zfkit.projections")
 SMALL = dict(channels=(6, 8, 8, 8, 6), fc=(9, 9))
@@ -177,7 +178,7 @@ def test_a_folder_keeps_the_pictures(tmp_path, monkeypatch):
     for file in list(tmp_path.iterdir()):  # what is damaged is made again
         file.write_bytes(file.read_bytes()[:100])
     projections(net, images, "conv3", units["conv3"], folder=tmp_path)
-    monkeypatch.setattr(module, "_chain", None)
+    monkeypatch.setattr(module, "chain_to", None)
     again, also = projections(net, images, "conv3", units["conv3"], folder=tmp_path)
     assert np.array_equal(boxes, also) and all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
     for call in [("conv2", units["conv2"]), ("conv3", units["conv3"]._replace(row=1 + 0 * units["conv3"].row))]:

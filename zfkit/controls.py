@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .deconvnet import feature_maps
-from .forward import hooked
+from .forward import feature_maps, hooked
 
 
 def edges(normalized: Tensor) -> Tensor:
