@@ -99,7 +99,7 @@ def coverage(law, count: int, trials: int, seed: int = 0) -> float:
 
 @pytest.mark.parametrize("law, count", CLAIMED)
 def test_intervals_cover_what_they_claim(law, count):
-    trials = 300 if count >= 20 else 2000
+    trials = 200 if count >= 20 else 1000
     claimed = CLAIMED[law, count]
     error = np.sqrt(claimed * (1 - claimed) / trials)
     assert coverage(law, count, trials) > claimed - 3 * error

@@ -68,8 +68,8 @@ def _by_t(rows, statistic, value: float, seed: int) -> tuple[float, float]:
 def _by_bootstrap(rows, statistic, value: float, seed: int) -> tuple[float, float]:
     """Quantiles of the redrawn statistic, moved for its bias and its skewness (BCa)."""
     count, rng = len(rows), np.random.default_rng(seed)
-    draws = (rows[rng.integers(0, count, count)] for _ in range(DRAWS))
-    drawn = np.array([statistic(some) for some in draws], float)
+    blocks = (rng.integers(0, count, (100, count)) for _ in range(DRAWS // 100))
+    drawn = np.array([statistic(rows[numbers]) for block in blocks for numbers in block], float)
     if not np.isfinite(drawn).all():
         return math.nan, math.nan
     below = ((drawn < value).sum() + (drawn == value).sum() / 2) / DRAWS

@@ -113,7 +113,7 @@ def start(chapter: str, parameters: dict, out: str = "") -> None:
 
 def check_seed(seed) -> None:
     """ValueError unless a seed is one that numpy and torch both take."""
-    if not (isinstance(seed, int) and 0 <= seed < 2**32):
+    if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f"SEED must be 0 to {2**32 - 1}, got {seed!r}")
 
 
