@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from zennit.composites import DeconvNet
 
-from zfkit.deconvnet import NotAChain, feature_maps, project
+from zfkit.chain import NotAChain
+from zfkit.deconvnet import project
+from zfkit.forward import feature_maps
 from zfkit.networks import alexnet, zfnet
 
 SMALL = dict(size=63, channels=(8, 12, 16, 16, 12), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(20, 20))
@@ -310,6 +312,7 @@ def test_many_images_go_in_chunks(monkeypatch):
     net, images = small(), pictures(5, 63)
     whole = project(net, images, "conv3", [0, 1, 2, 3, 4]), feature_maps(net, images, ["conv1", "fc7"])
     monkeypatch.setattr("zfkit.deconvnet.CHUNK", 2)
+    monkeypatch.setattr("zfkit.forward.CHUNK", 2)
     assert difference(project(net, images, "conv3", [0, 1, 2, 3, 4]), whole[0]) < 1e-14
     chunked = feature_maps(net, images, ["conv1", "fc7"])
     assert all(difference(chunked[layer], whole[1][layer]) < 1e-13 for layer in ("conv1", "fc7"))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from zfkit.deconvnet import feature_maps, project
-from zfkit.geometry import receptive_field
+from zfkit.deconvnet import project
+from zfkit.fields import receptive_field
+from zfkit.forward import feature_maps
 from zfkit.networks import alexnet, zfnet
 from zfkit.projections import projections
-from zfkit.strongest import Strongest, crops, strongest
+from zfkit.search import Strongest, crops, strongest
 
 module = import_module("zfkit.projections")
 SMALL = dict(channels=(6, 8, 8, 8, 6), fc=(9, 9))

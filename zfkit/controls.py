@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .deconvnet import feature_maps
-from .forward import hooked, run_to
+from .forward import feature_maps, hooked, run_to
 from .geometry import resolve
 
 

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .geometry import resolve
+
+CHUNK = 32  # images at once, which bounds the memory
+
 
 @contextmanager
 def evaluating(net: nn.Module):
@@ -95,7 +99,7 @@ def place(names: dict[nn.Module, str]) -> str:
         return f"of module {names[module]!r} ({type(module).__name__})"
     ours = (
         str(Path(torch.__file__).parent),
-        *(str(Path(__file__).with_name(f"{n}.py")) for n in ("deconvnet", "gradient")),
+        *(str(Path(__file__).with_name(f"{n}.py")) for n in ("chain", "deconvnet", "gradient")),
         __file__,
     )
     frame = next(frame for frame in _frames() if not frame.f_code.co_filename.startswith(ours))
@@ -106,3 +110,23 @@ def _frames():
     frame = sys._getframe(1)
     while frame := frame.f_back:
         yield frame
+
+
+def feature_maps(net: nn.Module, normalized: Tensor, layers) -> dict[str, Tensor]:
+    """The maps of each layer, {layer: (N, C, h, w)}, or (N, units) behind the Flatten; in eval mode.
+
+    Of a module used more than once the first use. Raises ValueError for a layer that the network lacks.
+    """
+    check_images(normalized)
+    names = {layer: resolve(net, layer) for layer in layers}
+    with evaluating(net), torch.no_grad():
+        chunks = [run_to(net, images, set(names.values())) for images in normalized.split(CHUNK)]
+    return {layer: torch.cat([found[name] for found in chunks]) for layer, name in names.items()}
+
+
+def check_images(normalized):
+    """Nothing; ValueError for what is no float tensor (N, 3, H, W), N > 0."""
+    tensor = isinstance(normalized, Tensor)
+    kind, size = (normalized.dtype, tuple(normalized.shape)) if tensor else (type(normalized).__name__, ())
+    if not tensor or not kind.is_floating_point or len(size) != 4 or not size[0]:
+        raise ValueError(f"normalized must be a float tensor (N, 3, H, W), N > 0, not {kind} {size or ''}")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .deconvnet import NotAChain, feature_maps, steps_to
-from .forward import evaluating, hooked, run_to
+from .chain import NotAChain, steps_to
+from .forward import evaluating, feature_maps, hooked, run_to
 from .geometry import needed, resolve, touched
 from .normalization import contrast_normalization
 
@@ -246,7 +246,7 @@ class _Windows:
         _check_head(steps, maps, logits)
         self.whole = _Layer(nn.Identity(), ((1, 1, 0, 1),) * 2, maps.shape[2:], maps.shape[3], _rows(maps))
         self.head = [step.module for step in steps]
-        self.batch = max(1, min(HEAD_BATCH, ROOM // max(step.size.numel() for step in steps)))
+        self.batch = max(1, min(HEAD_BATCH, ROOM // max(step.below.numel() for step in steps)))
 
     def sweep(self) -> _Sweep:
         """Tiles such that the largest map's windows find room, if they grow by 32 pixels on their way."""
@@ -407,8 +407,8 @@ def _check_head(steps, maps, logits):
     """The steps hold what the network does, unless a view or reshape among them is no Flatten."""
     maps = maps.clone()  # a layer may work in place
     for step in steps:
-        if maps.shape != step.size:
-            raise NotAChain(f"below {step.name!r} the maps are {tuple(maps.shape)}, not {tuple(step.size)}")
+        if maps.shape != step.below:
+            raise NotAChain(f"below {step.name!r} the maps are {tuple(maps.shape)}, not {tuple(step.below)}")
         maps = step.module(maps)
     if maps.shape != logits.shape:
         raise NotAChain(f"the last module gives {tuple(maps.shape)}, the network {tuple(logits.shape)}")

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from .chain import sliding
 from .deconvnet import folded_scale, project
+from .fields import receptive_field
 from .files import read_tensors, write_tensors
 from .forward import evaluating, hooked, run_to
-from .geometry import needed, receptive_field, resolve, sliding
-from .strongest import Strongest, clipped, kept_file
+from .geometry import needed, resolve
+from .search import Strongest, clipped, kept_file
 
 WAYS = ("auto", "crops", "kept", "project")
 BYTES = 30e6  # of a batch's largest maps

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from zfkit.deconvnet import feature_maps
-from zfkit.geometry import receptive_field
+from zfkit.fields import receptive_field
+from zfkit.forward import feature_maps
 from zfkit.networks import alexnet, zfnet
-from zfkit.strongest import Strongest, crops, most_excited, strongest
+from zfkit.search import Strongest, crops, most_excited, strongest
 
-module = import_module("zfkit.strongest")  # zfkit.strongest itself is the function
+module = import_module("zfkit.search")
 
 
 @pytest.fixture(autouse=True)
@@ -230,8 +230,8 @@ import sys, time
 from importlib import import_module
 import torch
 sys.path.insert(0, {tests!r})
-from test_strongest import network, pictures
-module = import_module("zfkit.strongest")
+from test_search import network, pictures
+module = import_module("zfkit.search")
 module.BATCH, module.SAVE_S = 2, 0
 class Slow:
     def __init__(self, images): self.images = images

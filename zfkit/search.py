@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .chain import sliding
+from .fields import ReceptiveField
 from .files import read_tensors, write_tensors
 from .forward import evaluating, run_to
-from .geometry import ReceptiveField, resolve, sliding
+from .geometry import resolve
 
 BATCH = 32  # images at once, which bounds the memory
 SAVE_S = 20  # of work between two checkpoints
