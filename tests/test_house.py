@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "search": {"chain", "fields", "files", "forward", "geometry"},
     "projections": {"chain", "deconvnet", "fields", "files", "forward", "geometry", "search"},
     "occlusion": {"chain", "forward", "geometry", "normalization"},
-    "controls": {"forward"},
+    "controls": {"forward", "geometry"},
     "menagerie": {"menagerie"},
     "datasets": {"files", "menagerie"},
     "recipes": {"networks"},
