@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "descent": {"chain", "deconvnet", "forward", "geometry", "search", "switches"},
     "projections": {"deconvnet", "descent", "fields", "files", "forward", "geometry", "search"},
     "occlusion": {"chain", "forward", "geometry", "normalization"},
-    "controls": {"forward"},
+    "controls": {"forward", "geometry"},
     "menagerie": {"menagerie"},
     "layouts": {"files"},
     "pictures": {"files", "layouts"},
