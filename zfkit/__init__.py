@@ -15,7 +15,7 @@ _HOMES = {
     "project": "deconvnet",
     "strongest": "strongest",
     "occlusion_maps": "occlusion",
-    "record": "claims",
+    "record": "verdicts",
 }
 __all__ = list(_HOMES)
 
