@@ -93,7 +93,7 @@ CONFIGS = {
         replace(_BASE, name="zfnet-menagerie-s2", seed=2),
         # without batch norm the modern recipe stays at chance from N(0, 0.01^2)
         replace(
-            _PLAIN, name="zfnet-menagerie-lrn", epochs=20, network=_LRN, lr=0.03, init_std="he", fc_init_std="he",
+            _PLAIN, name="zfnet-menagerie-lrn", epochs=20, batch_size=32, network=_LRN, lr=0.015, init_std="he", fc_init_std="he",
         ),
         replace(_PLAIN, name="vgg-menagerie", network=_VGG, epochs=14, init_std="he"),
         # with shifts, mirroring, dropout and decay it learns nothing
