@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "projections": {"deconvnet", "descent", "fields", "files", "forward", "geometry", "search"},
     "occlusion": {"chain", "forward", "geometry", "normalization"},
     "controls": {"forward", "geometry"},
-    "menagerie": {"menagerie"},
+    "menagerie": {"files", "menagerie"},
     "layouts": {"files"},
     "pictures": {"files", "layouts"},
     "datasets": {"files", "layouts", "menagerie", "pictures"},
