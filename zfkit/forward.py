@@ -21,6 +21,7 @@ def evaluating(net: nn.Module):
     for module in modes:
         if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
             raise ValueError(f"a compiled {type(module).__name__} hides its layers: give the plain network")
+    _check_statistics(net)
     try:
         for module in modes:
             module.training = False
@@ -122,6 +123,13 @@ def feature_maps(net: nn.Module, normalized: Tensor, layers) -> dict[str, Tensor
     with evaluating(net), torch.no_grad():
         chunks = [run_to(net, images, set(names.values())) for images in normalized.split(CHUNK)]
     return {layer: torch.cat([found[name] for found in chunks]) for layer, name in names.items()}
+
+
+def _check_statistics(net: nn.Module):
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            reason = "it keeps no running statistics, so the images would change each other"
+            raise ValueError(f"module {name!r} normalises over its batch: {reason}")
 
 
 def check_images(normalized):
