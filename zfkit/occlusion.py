@@ -5,7 +5,7 @@ Else plainly, a whole forward pass for each place. Both give the same.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from math import isqrt
 from operator import index
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .chain import NotAChain
-from .forward import evaluating, hooked, run_to
+from .forward import evaluating, hooked, last_call, probabilities, run_to
 from .geometry import resolve
 from .windows import Windows, total
 
@@ -57,6 +57,8 @@ def occlusion_maps(
     devices with units for it; `error` says what it cost.
     method: "windows" (chains only, as `project`'s mirror), "plain" (the reference) or "auto": windows wherever
     they apply. The result says which it was. Memory does not grow with the number of places.
+    What the network gives is taken for the logits of a softmax, a single score for that of a sigmoid; for probabilities
+    if it ends in a sigmoid or if over a batch of places no score is negative and each row's sum is 1 to rounding.
     Raises ValueError for an occluder that does not fit, and for an unknown class, layer, channel or option.
     """
     size, stride = _pair("size", size), _pair("stride", stride)
@@ -153,10 +155,15 @@ class _Sweep(NamedTuple):
     method: str
     classes: int
     side: int  # of the largest tile of places, such that its maps find room
-    run: Callable[[Iterable[Tensor]], Iterator[tuple]]  # batches of places -> logits and activity, in their order
+    run: Callable[[Iterable[Tensor]], Iterator[tuple]]  # batches of places -> scores and activity, in their order
+    last: Callable[[], str] = str  # call of the network, asked for where the scores may be a sigmoid's
 
 
-def _sweep(net, image, size, fill, layer, channel, method, precision) -> _Sweep:
+def _sweep(net, image, *arguments) -> _Sweep:
+    return _by_method(net, image, *arguments)._replace(last=cache(partial(last_call, net, image)))
+
+
+def _by_method(net, image, size, fill, layer, channel, method, precision) -> _Sweep:
     picture, name = _picture(image, fill), None if layer is None else resolve(net, layer)
     choose = partial(_chosen, layer, channel)
     if method != "plain":
@@ -175,9 +182,15 @@ def _sweep(net, image, size, fill, layer, channel, method, precision) -> _Sweep:
 
 def _collected(sweep, places, tiles, shown, keep) -> list:
     """What `keep` takes from the probabilities, and the activity, for all places in their order."""
-    parts = [(*keep(logits.softmax(1)), sums) for logits, sums in sweep.run(places[tile] for tile in shown)]
+    said = sweep.run(places[tile] for tile in shown)
+    parts = [(*keep(_probabilities(sweep, scores)), sums) for scores, sums in said]
     order = torch.cat(list(tiles)).argsort()
     return [None if field[0] is None else torch.cat(field)[order] for field in zip(*parts, strict=True)]
+
+
+def _probabilities(sweep, scores) -> Tensor:
+    inside = bool(((scores >= 0) & (scores <= 1)).all())
+    return probabilities(scores, sweep.last() if inside else "")
 
 
 def _tiles(rows: int, cols: int, side: int) -> list[Tensor]:
@@ -196,7 +209,7 @@ def _plainly(net, image, picture, size, watch, batches) -> Iterator[tuple]:
             one[:, y : y + size[0], x : x + size[1]] = picture[:, y : y + size[0], x : x + size[1]]
         watched = [net.get_submodule(watch[0])] if watch else []
         with hooked(watched, lambda _, __, maps, sums=sums: sums.append(total(maps, watch[1]))):
-            logits = net(covered)
+            logits = run_to(net, covered, {""})[""]
         yield logits, sums[0] if sums else None
 
 
