@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zfkit.menagerie import NAMES, PARTS, cached, dataset, render
+from zfkit.menagerie import DECOYS, IDS, NAMES, PARTS, cached, dataset, render
 from zfkit.menagerie import cache as cache_module
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = "b4b4f278bacbc1cd3e922b06f4b84034966ed956cc7678cacecdd3baea95c588"
+GOLDEN = "74c10034daba1728bedf2f7ec24e6515890950b1e66e8fafd9e07dc714882254"
 
 
 def golden():
@@ -103,10 +103,38 @@ def test_background_of_takes_that_backdrop_and_leaves_the_object():
 def test_backdrop_is_that_of_the_other_picture_to_the_byte():
     from zfkit.menagerie.scene import place_backdrop
 
-    kind, planes = place_backdrop(3, 12, "standard", 64, 12)
+    kind, layer = place_backdrop(3, 12, "standard", 64, 12)
     assert kind == render(3, 1, 64, background_of=12).background
-    np.testing.assert_array_equal(planes, place_backdrop(3, 12, "standard", 64, 12)[1])
-    assert not np.array_equal(planes, place_backdrop(3, 13, "standard", 64, 13)[1])
+    np.testing.assert_array_equal(layer.px, place_backdrop(3, 12, "standard", 64, 12)[1].px)
+    assert not np.array_equal(layer.px, place_backdrop(3, 13, "standard", 64, 13)[1].px)
+
+
+def test_every_decoy_has_a_part_id_of_its_own_and_lies_off_the_object():
+    assert IDS == PARTS + DECOYS and len(set(IDS)) == len(IDS)
+    found = set()
+    for index in range(120):
+        scene = render(3, index, 64, level="hard")
+        assert scene.decoys.dtype == np.uint8 and not (scene.decoys[scene.visible] > 0).any()
+        front = scene.decoys[scene.amodal & ~scene.visible]  # what hides the object is a thing in front
+        assert {IDS[part][:6] for part in np.unique(front[front > 0])} <= {"front_"}
+        found |= {IDS[part] for part in np.unique(scene.decoys)}
+    assert found == {"none", *DECOYS}
+
+
+def test_clutter_takes_any_contrast_and_stands_out_no_more_than_an_object():
+    """Step of brightness at the border of a stray thing against that of the object's parts, both in the middle."""
+    steps = {"decoy": [], "object": []}
+    for index in range(200):
+        scene = render(3, index, 96)
+        grey = scene.image.astype(float).mean(2)
+        edge = np.hypot(*np.gradient(grey))
+        stray = np.isin(scene.decoys, [IDS.index(name) for name in DECOYS if name.startswith("stray_")])
+        for kind, mask in (("decoy", stray), ("object", scene.visible)):
+            steps[kind] += [np.quantile(edge[mask], 0.9)] if mask.sum() > 30 else []
+    assert len(steps["decoy"]) > 60
+    assert np.median(steps["decoy"]) < 0.8 * np.median(steps["object"])
+    assert np.quantile(steps["decoy"], 0.9) < 1.1 * np.quantile(steps["object"], 0.9)
+    assert np.std(steps["decoy"]) > 0.3 * np.mean(steps["decoy"])  # faint ones and strong ones
 
 
 def test_skipped_parts_are_gone_and_no_other_part_appears():

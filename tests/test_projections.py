@@ -178,7 +178,7 @@ def test_a_folder_keeps_the_pictures(tmp_path, monkeypatch):
     for file in list(tmp_path.iterdir()):  # what is damaged is made again
         file.write_bytes(file.read_bytes()[:100])
     projections(net, images, "conv3", units["conv3"], folder=tmp_path)
-    monkeypatch.setattr(module, "_chain", None)
+    monkeypatch.setattr(module, "chain_to", None)
     again, also = projections(net, images, "conv3", units["conv3"], folder=tmp_path)
     assert np.array_equal(boxes, also) and all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
     for call in [("conv2", units["conv2"]), ("conv3", units["conv3"]._replace(row=1 + 0 * units["conv3"].row))]:

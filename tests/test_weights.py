@@ -12,15 +12,18 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from test_training import DATA, TINY, same
 
-from zfkit import files, recipes, training, weights
+from zfkit import cards, files, recipes, training, weights
+from zfkit.cards import load_state, save_weights
 from zfkit.datasets import Images
 from zfkit.files import data_root
 from zfkit.networks import build
 from zfkit.recipes import CONFIGS
+from zfkit.series import snapshots
 from zfkit.training import start_network
-from zfkit.weights import load_network, load_or_train, load_published, load_state, publish, save_weights, snapshots
+from zfkit.weights import load_network, load_or_train, load_published, publish
 
 HISTORY = dict(
+    parameters=dict(lr=0.04), machines=[dict(device="cpu", threads=1)],
     classes=list("abcd"), mean=[0.5] * 3, std=[0.25] * 3, precision="float32", validation_accuracy=0.5,
     test_accuracy=0.25, test_images=20, seconds=1.0, cpu_seconds=2.0, epochs=[dict(epoch=1, loss=1.5)],
 )  # fmt: skip
@@ -41,7 +44,8 @@ def house(tmp_path, monkeypatch):
     for module in (training, weights):
         monkeypatch.setattr(module, "load_images", load)
     monkeypatch.setattr(training, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(weights, "weights_folder", lambda: tmp_path / "data" / "weights")
+    for module in (files, weights):
+        monkeypatch.setattr(module, "weights_folder", lambda: tmp_path / "data" / "weights")
     monkeypatch.setitem(CONFIGS, "tiny", TINY)
     return tmp_path / "data" / "weights"
 
@@ -69,10 +73,11 @@ def test_a_published_network_comes_back_the_same_with_its_card(house):
     assert (card.name, card.size, card.classes, card.mean) == ("tiny", 32, tuple("abcd"), (0.5,) * 3)
     assert card.layers == ("conv1", "conv2", "conv3", "conv4", "conv5")
     assert set(card.record) >= {
-        "command", "config", "recipe", "recipe_version", "seed", "history", "machine", "time_s", "accuracy", "torch",
-        "sha256",
+        "command", "config", "recipe", "recipe_version", "seed", "history", "machines", "parameters",
+        "time_s", "accuracy", "torch", "sha256",
     }  # fmt: skip
-    assert set(card.record["machine"]) == {"processor", "cores"} and card.record["accuracy"]["test"] == 0.25
+    assert card.record["machines"] == HISTORY["machines"] and card.record["accuracy"]["test"] == 0.25
+    assert card.record["parameters"] == HISTORY["parameters"]
 
 
 def test_two_dimensions_and_more_are_shipped_as_float16_the_rest_as_it_is(house):
@@ -152,7 +157,7 @@ def test_keys_shapes_and_kinds_are_compared_before_anything_is_set():
         "fc7.bias": torch.zeros(16, dtype=torch.long),
     }
     with pytest.raises(ValueError) as error:
-        weights.apply_state(net, state, "file.safetensors")
+        cards.apply_state(net, state, "file.safetensors")
     for word in (
         "file.safetensors",
         "lacks conv2.bias",
@@ -205,9 +210,9 @@ def test_load_or_train_takes_shipped_weights_only_if_config_data_and_version_mat
 
 
 def test_the_version_of_the_recipe_is_part_of_the_match(house, monkeypatch):
-    before = weights._identity(TINY)
+    before = training.identity(TINY)
     monkeypatch.setattr(recipes, "RECIPE_VERSION", recipes.RECIPE_VERSION + 1)
-    assert weights._identity(TINY) != before
+    assert training.identity(TINY) != before
 
 
 def test_untrained_is_where_the_training_starts(house):
@@ -317,12 +322,12 @@ def test_shipped_weights_load_are_their_configs_and_keep_their_word(name):
     from zfkit.datasets import load_images
 
     (net, card), config = load_network(name), CONFIGS[name]
-    assert card.record["config"] == weights._as_json(config), "the config has changed"
+    assert card.record["config"] == recipes.as_json(config), "the config has changed"
     try:
         images, labels, classes = load_images(config.dataset, "test", config.size, limit=200)
     except ValueError as error:
         pytest.skip(f"needs {config.dataset}: {error}")
-    assert card.record["identity"] == weights._identity(config), "the data have changed"
+    assert card.record["identity"] == training.identity(config), "the data have changed"
     with torch.inference_mode():
         share = (net(card.normalize(images)).argmax(1).numpy() == labels).mean()
     assert card.classes == tuple(classes)

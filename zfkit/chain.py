@@ -59,9 +59,13 @@ def _contrast(module, dtype):
     return partial(contrast_normalization, **constants)
 
 
+def pool_shape(module: nn.MaxPool2d) -> tuple:
+    """The arguments of `pool_with_switches` behind the maps."""
+    return module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
+
+
 def _switches(module, below):
-    shape = module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
-    return pool_with_switches(below, *shape)[1]
+    return pool_with_switches(below, *pool_shape(module))[1]
 
 
 CONTRAST = Kind("contrast", "point", up=_contrast, keeps=lambda module, below: below)

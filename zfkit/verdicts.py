@@ -273,14 +273,9 @@ def recorded(chapter: str | None = None, folder: Path | None = None, **where) ->
     'holds'
     """
     runs = []
-    for path in sorted((folder or results_folder()).glob("*.json")):
+    pattern = f"{chapter or '[0-9][0-9]'}-*.json"
+    for path in sorted((folder or results_folder()).glob(pattern)):
         kept = read_json(path)
-        if (
-            "claims" not in kept
-            or "chapter" not in kept
-            or chapter not in (None, kept["chapter"])
-        ):
-            continue
         names = kept.get("parameters") or {
             n: kept[n.lower()] for n in NAMED if n.lower() in kept
         }

@@ -11,8 +11,9 @@ from test_weights import house, one_line, published  # noqa: F401  (house is a f
 from torch import nn
 
 from zfkit import files, training
+from zfkit.series import recorder, snapshots
 from zfkit.training import start_network
-from zfkit.weights import load_network, recorder, snapshots
+from zfkit.weights import load_network
 
 
 def plain_loop(net, callback, epochs=4):
