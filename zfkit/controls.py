@@ -65,7 +65,7 @@ class Directions(nn.Module):
     a weight for each channel of the layer.    Its layers are those of `net` and, for each of the
     vectors, "LAYER directions", maps (N, directions, h, w), which `strongest`, `project` and
     `projections` take as any other. With the directions of one layer it is a chain where `net` is
-    one.    ValueError for an unknown layer.    Source: Szegedy et al. 2014, sec. 3: random
+    one.    ValueError for an unknown layer.    Source: Szegedy et al. 2013, sec. 3: random
     directions of a layer as control for its single channels.
 
     >>> other = Directions(net, {"conv4": torch.randn(64, 128)})
