@@ -66,7 +66,8 @@ class Windows:
             nn.Identity(), [(1, 1, 0, 1)] * 2, self.clean.shape[2:], self.clean.shape[3], _rows(self.clean)
         )
         self.head = [step.module for step in head]
-        self.batch = max(1, min(HEAD_BATCH, ROOM // max(step.below.numel() for step in head)))
+        room = ROOM // max((step.below.numel() for step in head), default=1)
+        self.batch = max(1, min(HEAD_BATCH, room))
 
     def _layer(self, module, below, above):
         """Takes a layer of the clean pass on; the first without a form for windows begins the head."""
