@@ -149,6 +149,11 @@ def steps_to(net: nn.Module, images: Tensor, name: str) -> tuple[list[Step], Ten
     """The layers from the pixels up to module `name` ("": the whole network), and its maps.
 
     Raises NotAChain unless each layer takes what the last gave, unchanged.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+    >>> steps, maps = steps_to(net, torch.zeros(1, 3, 8, 8), "2")
+    >>> [(step.name, kind(step.module).down, tuple(step.above[1:])) for step in steps]
+    [('0', 'filter', (4, 6, 6)), ('1', 'rectify', (4, 6, 6)), ('2', 'unpool', (4, 3, 3))]
     """
     climb = Climb(net, images, {name})
     return climb.steps, climb.maps[name]

@@ -10,7 +10,11 @@ from .forward import feature_maps, hooked
 
 
 def edges(normalized: Tensor) -> Tensor:
-    """Strength of the brightness step at each pixel, (N, 1, H, W): a map that knows no network."""
+    """Strength of the brightness step at each pixel, (N, 1, H, W): a map that knows no network.
+
+    >>> edges(torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]]))
+    tensor([[[[0., 1., 1., 0.]]]])
+    """
     grey = F.pad(normalized.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
     down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
@@ -18,7 +22,12 @@ def edges(normalized: Tensor) -> Tensor:
 
 
 def filtering(net: nn.Module, normalized: Tensor, layer: str) -> list[str]:
-    """The names of the modules with filters that `layer` rests on, in the order of the forward pass."""
+    """The names of the modules with filters that `layer` rests on, in the order of the forward pass.
+
+    >>> import zfkit
+    >>> filtering(zfkit.zfnet(10, size=80, fc=(16, 16)), torch.zeros(1, 3, 80, 80), "conv3")
+    ['conv1', 'conv2', 'conv3']
+    """
     found = {name: module for name, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
     names, ran = {module: name for name, module in found.items()}, []
     with hooked(found.values(), lambda module, *_: ran.append(names[module])):
@@ -31,6 +40,12 @@ def randomized(net: nn.Module, names, normalized: Tensor, seed=0) -> nn.Module:
 
     Batch normalisations then take their statistics anew from the images (N, 3, H, W), or most units would be dead.
     Source: the sanity checks of Adebayo et al. 2018, for the control "untrained".
+
+    >>> import zfkit
+    >>> net, images = zfkit.zfnet(10, size=80, fc=(16, 16)), torch.zeros(2, 3, 80, 80)
+    >>> other = randomized(net, filtering(net, images, "conv2"), images)
+    >>> [torch.equal(other.get_submodule(n).weight, net.get_submodule(n).weight) for n in ("conv2", "conv3")]
+    [False, True]
     """
     other, generator = copy.deepcopy(net), torch.Generator().manual_seed(seed)
     for name in names:

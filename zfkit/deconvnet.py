@@ -50,8 +50,20 @@ def project(
     rule: what a ReLU does on the way down; "deconvnet" rectifies the signal, "gradient" masks it by the
     forward pass, "guided" does both. The last two always take the gradient route.
     The network is evaluated in eval mode and left as it was. Biases play no part; pixels are not rectified.
+    In flat regions of an image the maxima of a pool are equal in exact arithmetic. There rounding decides the
+    switch, and the picture may differ between implementations of the convolution: another batch size, memory
+    format, number of threads or processor. Of values equal to the bit the first in reading order counts.
     Raises ValueError for an unknown layer or option, a unit outside the layer, or a network that neither
     route can take (functional ReLU, another activation); NotAChain where the mirror alone cannot.
+    Source: ZF 2013, sec. 2.1.
+
+    >>> import torch, zfkit
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, (1, 2), bias=False), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+    >>> net[0].weight.data = torch.tensor([[[[1.0, -2.0]]]])
+    >>> image = torch.tensor([[[[0.0, 3.0, 0.0], [0.0, 5.0, 1.0]]]])
+    >>> zfkit.project(net, image, "2", channel=0)  # the maximum, 3, is switched to row 0, column 1
+    tensor([[[[ 0.,  3., -6.],
+              [ 0.,  0.,  0.]]]])
     """
     _check(normalized, overlap=overlap, lrn=lrn, route=route, rule=rule)
     if rule != "deconvnet" and route == "mirror":

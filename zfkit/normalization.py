@@ -11,6 +11,10 @@ class ContrastNormalization(nn.LocalResponseNorm):
     """A layer with the maps of nn.LocalResponseNorm, several times as fast; Krizhevsky's constants by default.
 
     Raises ValueError for a size below 1. Source: ZF 2013, Fig. 3 (without constants); Krizhevsky 2012, sec. 3.3.
+
+    >>> import torch
+    >>> ContrastNormalization(beta=1.0)(torch.full((1, 8, 1, 1), 4.0))[0, 3].item()  # 4 / (2 + 1e-4 * 16)
+    1.9984012842178345
     """
 
     def __init__(self, size=5, alpha=1e-4, beta=0.75, k=2.0):

@@ -58,6 +58,12 @@ def occlusion_maps(
     method: "windows" (chains only, as `project`'s mirror), "plain" (the reference) or "auto": windows wherever
     they apply. The result says which it was. Memory does not grow with the number of places.
     Raises ValueError for an occluder that does not fit, and for an unknown class, layer, channel or option.
+
+    >>> import torch, zfkit
+    >>> net = zfkit.zfnet(10, size=80, fc=(16, 16))
+    >>> maps = zfkit.occlusion_maps(net, torch.rand(1, 3, 80, 80), target=3, size=20, stride=20, layer="conv5")
+    >>> maps.probability.shape, maps.label.dtype, maps.activity.shape, maps.method
+    (torch.Size([4, 4]), torch.int64, torch.Size([4, 4]), 'windows')
     """
     size, stride = _pair("size", size), _pair("stride", stride)
     _check(normalized, size, stride, precision=precision, method=method)
@@ -84,6 +90,11 @@ def occluded(
 
     places: integers (N, 2), N > 0, the occluder's first row and column; ValueError if it leaves the image there. The
     rest as in `occlusion_maps`, always exact. ZF 2013, sec. 4.2.
+
+    >>> import torch, zfkit
+    >>> net = zfkit.zfnet(10, size=80, fc=(16, 16))
+    >>> occluded(net, torch.rand(1, 3, 80, 80), [(0, 0), (7, 60)], size=20).probabilities.shape
+    torch.Size([2, 10])
     """
     return occluder(net, normalized, size, fill, layer, channel, method=method)(places)
 
@@ -114,6 +125,9 @@ def grid(shape, size, stride) -> Tensor:
 
     shape: of the image, (H, W) or one side.    size, stride: of the occluder, a number or (rows, columns).
     Raises ValueError for an occluder larger than the image and for numbers below 1.
+
+    >>> grid(6, size=2, stride=4).tolist()
+    [[0, 0], [0, 4], [4, 0], [4, 4]]
     """
     sides = _pair("shape", shape)
     axes = list(zip(sides, _pair("size", size), _pair("stride", stride), strict=True))

@@ -35,6 +35,13 @@ def projections(
     folder: where the result is kept, as by `strongest`, one file for each call; pictures are then rounded to float16
     (after division by their maximum).    progress: show a bar.
     Raises ValueError for an unknown layer, channel, image, unit or option, and for a way that does not apply.
+
+    >>> import torch, zfkit
+    >>> net, images = zfkit.zfnet(10, size=80, fc=(16, 16)), torch.rand(3, 3, 80, 80)
+    >>> best = zfkit.strongest(net, images, ["conv2"], k=2)["conv2"]
+    >>> pictures, boxes = projections(net, images, "conv2", best.of(7), 7)
+    >>> len(pictures), boxes.shape, pictures[0].shape[1:] == tuple(boxes[0, 2:] - boxes[0, :2])
+    (2, (2, 4), True)
     """
     if way not in WAYS:
         raise ValueError(f"unknown way {way!r}; valid: {', '.join(WAYS)}")

@@ -51,7 +51,13 @@ def strongest(
     folder: where the result is kept, under a fingerprint of all that it depends on: a finished pass is only read,
     a broken one goes on where it last saved, to the same bits.    progress: show a bar.
     Raises ValueError for an unknown layer, k above N, an empty set, images too small for a layer (one smaller than
-    the receptive field is none) and activations that are not finite.
+    the receptive field is none), activations that are not finite and layers that give tokens, (N, tokens, features).
+
+    >>> import torch, zfkit
+    >>> maps = torch.tensor([[[[1.0, 5.0]]], [[[7.0, 0.0]]], [[[2.0, 2.0]]]])  # three images of one channel
+    >>> best = zfkit.strongest(torch.nn.Sequential(torch.nn.Identity()), maps, ["0"], k=2)["0"]
+    >>> best.value[:, 0].tolist(), best.image[:, 0].tolist(), best.col[:, 0].tolist()
+    ([7.0, 5.0], [1, 0], [0, 1])
     """
     names, count = {layer: resolve(net, layer) for layer in layers}, len(images)
     if not 1 <= k <= count:
@@ -87,6 +93,9 @@ def most_excited(maps: Tensor) -> Tensor:
 
     maps: (N, C, h, w) or (N, units). Compared are the standard scores of a channel's peaks over the images, of equals
     the first channel counts. Raises ValueError for fewer than two images.
+
+    >>> most_excited(torch.tensor([[1.0, 80.0], [3.0, 90.0], [1.0, 99.0]])).tolist()
+    [0, 0, 1]
     """
     if len(maps) < 2:
         raise ValueError(f"nothing to compare with: maps of {len(maps)} image, 2 or more are needed")
@@ -100,6 +109,11 @@ def crops(images, field: ReceptiveField, units: Strongest) -> tuple[list, np.nda
     images: (N, H, W, 3) at the size at which the network took them.    field: of the layer.    units: such as
     `best.of(channel)`.    A box is (top, left, bottom, right), half-open, clipped at the image's border: where the
     field exceeds the image, the whole image comes back. Raises ValueError for an image or unit that is not there.
+
+    >>> units = Strongest(*(torch.tensor([value]) for value in (1.0, 0, 0, 4)))  # value, image, row, column
+    >>> patches, boxes = crops(np.zeros((1, 20, 20, 3)), ReceptiveField(7, 2, 2), units)
+    >>> boxes.tolist(), patches[0].shape
+    ([[0, 7, 6, 14]], (6, 7, 3))
     """
     patches, boxes = [], []
     for place in zip(*(part.flatten().tolist() for part in units[1:]), strict=True):
