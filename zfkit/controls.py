@@ -1,4 +1,4 @@
-"""What a picture must be compared with before it proves anything: networks that learnt nothing, and an edge map."""
+"""What a picture must be compared with: networks that learnt nothing, and an edge map."""
 
 import copy
 
@@ -22,7 +22,7 @@ def edges(normalized: Tensor) -> Tensor:
 
 
 def filtering(net: nn.Module, normalized: Tensor, layer: str) -> list[str]:
-    """The names of the modules with filters that `layer` rests on, in the order of the forward pass.
+    """Names of the modules with filters that `layer` rests on, in the forward pass's order.
 
     >>> import zfkit
     >>> filtering(zfkit.zfnet(10, size=80, fc=(16, 16)), torch.zeros(1, 3, 80, 80), "conv3")
@@ -36,9 +36,10 @@ def filtering(net: nn.Module, normalized: Tensor, layer: str) -> list[str]:
 
 
 def randomized(net: nn.Module, names, normalized: Tensor, seed=0) -> nn.Module:
-    """A copy of the network in which the named modules have random weights of the same spread, in eval mode.
+    """A copy of the network, the named modules with random weights of like spread, in eval mode.
 
-    Batch normalisations then take their statistics anew from the images (N, 3, H, W), or most units would be dead.
+    Batch normalisations then take their statistics anew from the images (N, 3, H, W), or most
+    units would be dead.
     Source: the sanity checks of Adebayo et al. 2018, for the control "untrained".
 
     >>> import zfkit

@@ -1,4 +1,4 @@
-"""Sizes of maps and windows: arithmetic on intervals along one axis, no tensors; and what a layer is called."""
+"""Sizes of maps and windows: arithmetic along one axis, no tensors; and the names of layers."""
 
 
 def out_size(size: int, kernel: int, stride=1, padding=0, dilation=1, ceil=False) -> int:
@@ -34,7 +34,7 @@ def resolve(net, layer: str) -> str:
 
 
 def needed(units: tuple[int, int], kernel: int, stride=1, padding=0, dilation=1) -> tuple[int, int]:
-    """The inputs [a, e) that the units [first, end) read; below 0 or past the map where they read padding.
+    """The inputs [a, e) that the units [first, end) read; outside the map where it is padding.
 
     >>> needed((0, 2), kernel=3, stride=2, padding=1)
     (-1, 4)

@@ -9,8 +9,9 @@ OVERLAPS = ("sum", "max")
 def pool_with_switches(maps: Tensor, kernel, stride=None, padding=0, dilation=1, ceil_mode=False):
     """The pooled maps (N, C, h, w) and their switches, int64 of the same shape.
 
-    A switch is the flat position of the maximum in the (H, W) plane of `maps`; of equal maxima the
-    first in reading order counts. Arguments as torch's MaxPool2d. Source: ZF 2013, sec. 2.1.
+    A switch is the flat position of the maximum in the (H, W) plane of `maps`; of equal maxima
+    the first in reading order counts. Arguments as torch's MaxPool2d. Source: ZF 2013, sec.
+    2.1.
 
     >>> import torch
     >>> pooled, switches = pool_with_switches(torch.tensor([[[[1.0, 2.0, 0.0, 3.0], [5.0, 0.0, 1.0, 1.0]]]]), 2)
@@ -21,11 +22,13 @@ def pool_with_switches(maps: Tensor, kernel, stride=None, padding=0, dilation=1,
 
 
 def unpool(pooled: Tensor, switches: Tensor, size: tuple[int, int], overlap="sum") -> Tensor:
-    """Put each pooled value back where its switch says the maximum was; (N, C, H, W), zero elsewhere.
+    """Pooled values back where their switches say the maximum was; (N, C, H, W), else zero.
 
-    pooled, switches: (N, C, h, w).    size: (H, W) before pooling; several sizes pool to one (h, w).
-    overlap: 3x3 windows at stride 2 share places, and the paper does not say what happens there. "sum"
-    adds the values (the adjoint of pooling); "max" keeps the largest. Neither depends on the order.
+    pooled, switches: (N, C, h, w).    size: (H, W) before pooling; several sizes pool to one
+    (h, w).
+    overlap: 3x3 windows at stride 2 share places, and the paper does not say what happens
+    there. "sum" adds the values (the adjoint of pooling); "max" keeps the largest. Neither
+    depends on the order.
     Raises ValueError for shapes that differ, an unknown overlap or a switch outside the plane.
 
     >>> import torch
