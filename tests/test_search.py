@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from zfkit import files
 from zfkit.fields import receptive_field
 from zfkit.forward import feature_maps
 from zfkit.networks import alexnet, zfnet
@@ -237,13 +238,13 @@ def test_a_cache_of_other_images_or_arguments_is_not_used(tmp_path):
 
 
 def test_a_large_set_is_sampled_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "HASHED_BYTES", 3 * 63 * 63 * 3)
+    monkeypatch.setattr(files, "HASHED_BYTES", 3 * 63 * 63 * 3)
     net, images = network(), torch.randint(256, (10, 63, 63, 3), dtype=torch.uint8)
     names = set()
     for number in range(10):
         other = images.clone()
         other[number] += 1
-        names.add(module.kept_file(tmp_path, "x", net, other, lambda batch: batch.float()))
+        names.add(files.kept_file(tmp_path, "x", net, other, lambda batch: batch.float()))
     assert len(names) == 4, "images 0, 4 and 8 are looked at"
 
 
@@ -260,7 +261,7 @@ def test_a_file_under_anothers_name_is_not_used(tmp_path):
     net, images = network(), torch.randn(10, 3, 63, 63)
     strongest(net, images, ["conv1"], 3, folder=tmp_path)
     [file] = tmp_path.iterdir()
-    other = module.kept_file(tmp_path, "strongest", net, -images, None, [("conv1", "relu1")], 3)
+    other = files.kept_file(tmp_path, "strongest", net, -images, None, [("conv1", "relu1")], 3)
     file.rename(other)
     assert same(strongest(net, -images, ["conv1"], 3, folder=tmp_path), strongest(net, -images, ["conv1"], 3))
 

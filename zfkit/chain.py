@@ -12,7 +12,7 @@ from math import inf
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .forward import Calls, Reached, module_at_work, place, run_to
@@ -46,8 +46,8 @@ def _filter(module, dtype):
 
 
 def _largest(module, dtype):
-    shape = dict(kernel_size=module.kernel_size, stride=module.stride, dilation=module.dilation)
-    return partial(F.max_pool2d, **shape)
+    shape = module.kernel_size, module.stride, 0, module.dilation
+    return lambda maps, **more: F.max_pool2d(maps, *shape, **more)
 
 
 def _mean(module, dtype):
@@ -255,27 +255,3 @@ def _tensors(values) -> list[Tensor]:
 
 def _version(maps: Tensor) -> int:
     return 0 if maps.is_inference() else maps._version
-
-
-# --- the same of a network without an image ---------------------------------------------------
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module, name):
-        return _is_leaf(module)
-
-
-def graph_to(net: nn.Module, name: str) -> list[fx.Node]:
-    """What is called from the pixels up to the first use of module `name`, branches included.
-
-    Raises ValueError where it depends on the image, and for a module that is not run.
-    """
-    try:
-        nodes = list(_Tracer().trace(net).nodes)
-    except Exception as error:  # whatever a forward pass does that cannot be followed
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"cannot follow the layers of {type(net).__name__}: {reason}") from error
-    last = [number for number, node in enumerate(nodes) if name in (node.meta.get("nn_module_stack") or {})]
-    if not last:
-        raise ValueError(f"a forward pass does not run module {name!r}")
-    return nodes[: last[-1] + 1]

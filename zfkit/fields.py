@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from .chain import graph_to, kind, sliding
+from .chain import kind, sliding
 from .geometry import needed, resolve
 
 
@@ -47,7 +47,7 @@ def receptive_field(net: nn.Module, layer: str) -> ReceptiveField:
     >>> zfkit.receptive_field(zfkit.zfnet(), "conv2").box(0, 5)  # top, left, bottom, right
     (-1, 39, 26, 66)
     """
-    nodes, modules = graph_to(net, resolve(net, layer)), dict(net.named_modules())
+    nodes, modules = _graph_to(net, resolve(net, layer)), dict(net.named_modules())
     axes = []
     for axis in (0, 1):
         (a, e), (b, _) = (_pixels(nodes, modules, unit, axis) for unit in (0, 1))
@@ -58,6 +58,27 @@ def receptive_field(net: nn.Module, layer: str) -> ReceptiveField:
 def _plain(rows, columns):
     rows, columns = (int(value) if value == int(value) else value for value in (rows, columns))
     return rows if rows == columns else (rows, columns)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return not any(module.children())
+
+
+def _graph_to(net: nn.Module, name: str) -> list[fx.Node]:
+    """What is called from the pixels up to the first use of module `name`, branches included.
+
+    Raises ValueError where it depends on the image, and for a module that is not run.
+    """
+    try:
+        nodes = list(_Tracer().trace(net).nodes)
+    except Exception as error:  # whatever a forward pass does that cannot be followed
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot follow the layers of {type(net).__name__}: {reason}") from error
+    last = [number for number, node in enumerate(nodes) if name in (node.meta.get("nn_module_stack") or {})]
+    if not last:
+        raise ValueError(f"a forward pass does not run module {name!r}")
+    return nodes[: last[-1] + 1]
 
 
 class Numbers(NamedTuple):

@@ -1,13 +1,19 @@
 """Where files lie and how they are written: the repository, its cache, the real data; whole files by atomic rename."""
 
+import hashlib
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
+
+HASHED_BYTES = 64e6  # of the images of a kept result; a larger set is sampled evenly
+VERSION = 1  # of kept results: a step up discards what older code wrote
 
 
 def repo_root() -> Path:
@@ -98,3 +104,25 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
             return tensors, json.loads((file.metadata() or {}).get("about", "{}"))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def kept_file(folder, what: str, net, images, normalize, *more) -> Path:
+    """FOLDER/what-FINGERPRINT.safetensors, by whatever the result may depend on.
+
+    That is the network's structure and every weight, the images (all bytes up to 64 MB, else
+    evenly spaced ones), what `normalize` makes of the first, and `more`.
+    """
+    digest = hashlib.blake2b(repr((VERSION, what, str(net), getattr(net, "stages", None), len(images), more)).encode())
+    for name, tensor in net.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    step = 1 + int(len(images) * _bytes(images[:1]).nbytes // HASHED_BYTES)
+    for start in range(0, len(images), 64 * step):
+        digest.update(_bytes(images[start : start + 64 * step : step]))
+    digest.update(_bytes(normalize(images[:1]) if normalize else images[:1]))
+    return Path(folder) / f"{what}-{digest.hexdigest()[:16]}.safetensors"
+
+
+def _bytes(values) -> np.ndarray:
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))  # a copy may be written to
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -5,7 +5,7 @@ the map (`windows`). Else plainly, a whole forward pass for each place. Both giv
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from math import isqrt
 from operator import index
 from typing import NamedTuple
@@ -17,6 +17,8 @@ from tqdm import tqdm
 from .chain import NotAChain
 from .forward import evaluating, hooked, last_call, probabilities, run_to
 from .geometry import resolve
+from .places import CoarseToFine as CoarseToFine  # offered here too
+from .places import Occluded, checked_places, grid, pair_of, tiles_of
 from .windows import Windows, total
 
 CHOICES = {"precision": ("exact", "bfloat16"), "method": ("auto", "windows", "plain")}
@@ -32,14 +34,6 @@ class OcclusionMaps(NamedTuple):
     activity: Tensor | None  # sum over the chosen feature map, in the type of the image
     method: str  # "windows", or "plain": a whole forward pass for each place
     error: float | None = None  # largest error in `probability` at eight places; None: exact
-
-
-class Occluded(NamedTuple):
-    """What the network says with the occluder at each of N places."""
-
-    probabilities: Tensor  # (N, classes)
-    activity: Tensor | None  # (N,), sum over the chosen feature map
-    method: str  # as in OcclusionMaps
 
 
 def occlusion_maps(
@@ -74,14 +68,14 @@ def occlusion_maps(
     >>> maps.probability.shape, maps.label.dtype, maps.activity.shape, maps.method
     (torch.Size([4, 4]), torch.int64, torch.Size([4, 4]), 'windows')
     """
-    size, stride = _pair("size", size), _pair("stride", stride)
+    size, stride = pair_of("size", size), pair_of("stride", stride)
     _check(normalized, size, stride, precision=precision, method=method)
     places = grid(normalized.shape[2:], size, stride)
     rows, cols = (len(axis.unique()) for axis in places.T)
     with evaluating(net), torch.no_grad():
         sweep = _sweep(net, normalized, size, fill, layer, channel, method, precision)
         target = _within("class", target, sweep.classes)
-        tiles = _tiles(rows, cols, max(3, min(sweep.side, 1 + 32 // max(stride))))
+        tiles = tiles_of(rows, cols, max(3, min(sweep.side, 1 + 32 // max(stride))))
         shown = tqdm(tiles, "occluder", unit="tile", disable=not progress)
         found = _collected(sweep, places, tiles, shown, lambda scores: (scores[:, target], scores.argmax(1)))
     maps = OcclusionMaps(*(f if f is None else f.view(rows, -1) for f in found), sweep.method)
@@ -116,61 +110,18 @@ def occluder(
     It keeps the clean maps; network and image must stay as they are. Arguments and errors as in
     `occluded`.
     """
-    size = _pair("size", size)
+    size = pair_of("size", size)
     _check(normalized, size, (1, 1), method=method)
     with evaluating(net), torch.no_grad():
         sweep = _sweep(net, normalized, size, fill, layer, channel, method, "exact")
 
     def look(places) -> Occluded:
-        places = _check_places(places, torch.tensor(normalized.shape[2:]) - torch.tensor(size))
+        places = checked_places(places, torch.tensor(normalized.shape[2:]) - torch.tensor(size))
         with evaluating(net), torch.no_grad():
             tiles = torch.arange(len(places)).split(min(sweep.side, 8) ** 2)
             return Occluded(*_collected(sweep, places, tiles, tiles, lambda scores: (scores,)), sweep.method)
 
     return look
-
-
-def grid(shape, size, stride) -> Tensor:
-    """The places of the occluder that fit, int64 (N, 2): its first row and column, row by row.
-
-    shape: of the image, (H, W) or one side.    size, stride: of the occluder, a number or
-    (rows, columns).
-    Raises ValueError for an occluder larger than the image and for numbers below 1.
-
-    >>> grid(6, size=2, stride=4).tolist()
-    [[0, 0], [0, 4], [4, 0], [4, 4]]
-    """
-    sides = _pair("shape", shape)
-    axes = list(zip(sides, _pair("size", size), _pair("stride", stride), strict=True))
-    if any(side < length or min(length, step) < 1 for side, length, step in axes):
-        raise ValueError(f"no occluder of {size!r} px at stride {stride!r} on an image of {sides} px")
-    return torch.cartesian_prod(*(torch.arange(0, side - length + 1, step) for side, length, step in axes))
-
-
-class CoarseToFine:
-    """A sweep, coarse at once and fine in steps, for a slider that must not wait: live(refine=).
-
-    look: a function of places, as `occluder` gives it.    coarse, fine: places (N, 2).
-    batch: of them in a step. `fine` is what `look` says at the fine places, `Occluded`; None
-    until the last step.
-    """
-
-    def __init__(self, look: Callable[..., Occluded], coarse: Tensor, fine: Tensor, batch: int):
-        self.look, self.places, self.batches, self.parts, self.fine = look, coarse, fine.split(batch), [], None
-
-    @cached_property
-    def coarse(self) -> Occluded:
-        """What `look` says at the coarse places, asked once."""
-        return self.look(self.places)
-
-    def steps(self) -> Iterator[None]:
-        """Does what is left for `fine`; one broken off between two steps is gone on with."""
-        for places in self.batches[len(self.parts) :]:
-            self.parts.append(self.look(places))
-            if len(self.parts) == len(self.batches):
-                said, sums, methods = zip(*self.parts, strict=True)
-                self.fine = Occluded(torch.cat(said), None if sums[0] is None else torch.cat(sums), methods[0])
-            yield
 
 
 class _Sweep(NamedTuple):
@@ -215,12 +166,6 @@ def _collected(sweep, places, tiles, shown, keep) -> list:
 def _probabilities(sweep, scores) -> Tensor:
     inside = bool(((scores >= 0) & (scores <= 1)).all())
     return probabilities(scores, sweep.last() if inside else "")
-
-
-def _tiles(rows: int, cols: int, side: int) -> list[Tensor]:
-    """Numbers of a grid's places, a tile of side x side neighbours at a time, of like windows."""
-    grid = torch.arange(rows * cols).view(rows, cols)
-    return [tile.flatten() for band in grid.split(side) for tile in band.split(side, dim=1)]
 
 
 # --- plainly: a forward pass for each place ---------------------------------------------------
@@ -275,14 +220,6 @@ def _picture(image, fill) -> Tensor:
     return shown.reshape(-1, 1, 1).expand(shape)
 
 
-def _pair(what, value) -> tuple[int, int]:
-    try:
-        rows, cols = value if isinstance(value, (tuple, list)) else (value, value)
-        return index(rows), index(cols)
-    except (TypeError, ValueError):
-        raise ValueError(f"{what} must be a whole number or a pair (rows, columns), not {value!r}") from None
-
-
 def _check(normalized, size, stride, **options):
     for option, value in options.items():
         if value not in CHOICES[option]:
@@ -296,12 +233,3 @@ def _check(normalized, size, stride, **options):
         size, stride = (pair[0] if pair[0] == pair[1] else pair for pair in (size, stride))
         ask = f"no place for a square of {size} at stride {stride} on {sides[0]}x{sides[1]} pixels"
         raise ValueError(f"{ask}; valid: sizes 1 to the image's, strides from 1")
-
-
-def _check_places(places, last) -> Tensor:
-    places = torch.as_tensor(places)
-    if places.dim() != 2 or not len(places) or places.shape[1] != 2 or places.is_floating_point():
-        raise ValueError(f"places must be integers (N, 2), N > 0, not {tuple(places.shape)} {places.dtype}")
-    if len(wrong := places[((places < 0) | (places > last)).any(1)]):
-        raise ValueError(f"no place for the occluder at {wrong[0].tolist()}; valid: [0, 0] to {last.tolist()}")
-    return places

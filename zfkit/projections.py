@@ -11,10 +11,10 @@ from tqdm import tqdm
 from .deconvnet import project
 from .descent import IMAGES, chain_to
 from .fields import receptive_field
-from .files import read_tensors, write_tensors
+from .files import kept_file, read_tensors, write_tensors
 from .forward import evaluating
 from .geometry import resolve
-from .search import Strongest, clipped, kept_file
+from .search import Strongest, clipped
 
 WAYS = ("auto", "crops", "kept", "project")
 

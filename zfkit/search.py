@@ -1,6 +1,5 @@
 """One pass over a data set: the k strongest images of every channel, and where in them."""
 
-import hashlib
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -13,14 +12,12 @@ from tqdm import tqdm
 
 from .chain import Climb, kind, sliding
 from .fields import ReceptiveField
-from .files import read_tensors, write_tensors
+from .files import kept_file, read_tensors, write_tensors
 from .forward import evaluating, run_to
 from .geometry import resolve
 
 BATCH = 32  # images at once, which bounds the memory
 SAVE_S = 20  # of work between two checkpoints
-HASHED_BYTES = 64e6  # of the images; a larger set is sampled evenly
-VERSION = 1  # of the files in a folder: a step up discards what older code wrote
 
 
 class Strongest(NamedTuple):
@@ -232,28 +229,6 @@ def _checked(batch, normalize) -> Tensor:
 
 
 # --- what is kept in a folder -----------------------------------------------------------------
-
-
-def kept_file(folder, what: str, net, images, normalize, *more) -> Path:
-    """FOLDER/what-FINGERPRINT.safetensors, by whatever the result may depend on.
-
-    That is the network's structure and every weight, the images (all bytes up to 64 MB, else
-    evenly spaced ones), what `normalize` makes of the first, and `more`.
-    """
-    digest = hashlib.blake2b(repr((VERSION, what, str(net), getattr(net, "stages", None), len(images), more)).encode())
-    for name, tensor in net.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    step = 1 + int(len(images) * _bytes(images[:1]).nbytes // HASHED_BYTES)
-    for start in range(0, len(images), 64 * step):
-        digest.update(_bytes(images[start : start + 64 * step : step]))
-    digest.update(_bytes(_checked(images[:1], normalize)))
-    return Path(folder) / f"{what}-{digest.hexdigest()[:16]}.safetensors"
-
-
-def _bytes(values) -> np.ndarray:
-    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))  # a copy may be written to
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _read(file: Path | None) -> tuple[int, dict]:
