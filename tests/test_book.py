@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -16,13 +17,14 @@ from PIL import Image
 
 from zfkit import __main__ as command
 from zfkit import book
+from zfkit.book import pages, run
+from zfkit.book.doctor import doctor
 
 PARAMETERS = 'QUICK: bool = True\nSEED: int = 0\nSHARE: float = 0.5\nNETWORK: str = "zfnet"\nOUT: str = ""'
-RECORD = """import json, pathlib
+RECORD = """from zfkit.verdicts import record, start
 print(SEED, QUICK, NETWORK)
-folder = pathlib.Path(OUT or RESULTS); folder.mkdir(parents=True, exist_ok=True)
-claims = [{"claim": 3, "verdict": "holds"}]
-(folder / f"{CHAPTER}-s{SEED}.json").write_text(json.dumps({"chapter": CHAPTER, "claims": claims}))"""
+start(CHAPTER, dict(QUICK=QUICK, SEED=SEED, SHARE=SHARE, NETWORK=NETWORK), OUT or RESULTS)
+print(record(9, 0.12, (0.10, 0.15)))"""
 PIXELS = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 PICTURE = f"""from IPython.display import display
 display({{"image/png": "{PIXELS}", "text/plain": "a grey dot"}}, raw=True)"""
@@ -41,8 +43,8 @@ def chapter(folder, name, *sources, parameters=PARAMETERS):
 def house(tmp_path, monkeypatch):
     """A folder that stands for the repository's notebooks and results; its docs are the real ones."""
     (tmp_path / "docs").symlink_to(book.ROOT / "docs")
-    monkeypatch.setattr(book, "NOTEBOOKS", tmp_path / "notebooks")
-    monkeypatch.setattr(book, "RESULTS", tmp_path / "build" / "results")
+    monkeypatch.setattr(pages, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "build" / "results")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     return tmp_path
 
@@ -83,7 +85,9 @@ def test_a_parameters_cell_that_holds_anything_else_is_refused(house, source):
 def test_settings_take_the_annotated_type(house):
     path = chapter(house / "notebooks", "02_two")
     pairs = ["QUICK=false", "SEED=7", "SHARE=1", "NETWORK=3", "OUT=a=b"]
-    assert book.settings([path], pairs)[path] == dict(QUICK=False, SEED=7, SHARE=1.0, NETWORK="3", OUT="a=b")
+    assert book.settings([path], pairs)[path] == dict(
+        QUICK=False, SEED=7, SHARE=1.0, NETWORK="3", OUT=str(Path("a=b").absolute())
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,25 +121,128 @@ def test_threads_of_a_chapter_sleep_while_they_wait_unless_told_otherwise(house,
     assert book.read(done.target).cells[-1].outputs[0].text == found + "\n"
 
 
-def test_one_failing_chapter_does_not_stop_the_others(house, capsys, monkeypatch):
+def said(done) -> str:
+    """What the last cell of a run printed."""
+    assert not done.error, done.error
+    return book.read(done.target).cells[-1].outputs[0].text
+
+
+TRAVELLERS = {  # what a shell gives -> what Python must find, in a parameter of this type
+    "TEXT": ["\U0001f98a", "on", "yes", "007", "1e-05", "null", "a: b # c", "'\"\\\\", "{{x}}", "nan", " "],
+    "SHARE": ["1e-05", "nan", "-inf", "3"],
+    "COUNT": ["007", "-4", "1000000000000000000000"],
+    "FLAG": ["0", "TRUE"],
+}
+
+
+def test_values_arrive_as_they_are_typed(house):
+    """All of them in one run, each in a parameter of its own."""
+    kinds = dict(TEXT="str", SHARE="float", COUNT="int", FLAG="bool")
+    texts = {f"{name}_{k}": text for name, given in TRAVELLERS.items() for k, text in enumerate(given)}
+    default = dict(str="", float=0.5, int=1, bool=True)
+    kind = {name: kinds[name.split("_")[0]] for name in texts}
+    cell = "\n".join(f"{name}: {kind[name]} = {default[kind[name]]!r}" for name in texts)
+    path = chapter(house / "notebooks", "90_types", f"print([{', '.join(texts)}])", parameters=cell)
+    values = book.settings([path], [f"{name}={text}" for name, text in texts.items()])[path]
+    typed = dict(str=str, float=float, int=int, bool=lambda text: text == "TRUE")
+    wanted = [typed[kind[name]](text) for name, text in texts.items()]
+    assert said(book.run_chapter(path, house / "build" / path.name, values)) == f"{wanted}\n"
+
+
+def test_relative_paths_are_read_where_the_command_was_given(house, monkeypatch):
+    cell = 'DATASET: str = "menagerie"\nMY_IMAGE: str = ""\nOUT: str = ""'
+    path = chapter(house / "notebooks", "90_paths", "print(DATASET, MY_IMAGE, OUT, sep=chr(10))", parameters=cell)
+    (house / "shots" / "cat").mkdir(parents=True)
+    (house / "cat.png").write_bytes(b"")
+    monkeypatch.chdir(house)
+    values = book.settings([path], ["DATASET=folder:shots", "MY_IMAGE=cat.png", "OUT=made"])[path]
+    wanted = [f"folder:{house}/shots", f"{house}/cat.png", f"{house}/made"]
+    assert said(book.run_chapter(path, house / "build" / path.name, values)).splitlines() == wanted
+    monkeypatch.setenv("HOME", str(house))
+    assert book.settings([path], ["DATASET=folder:~/shots"])[path]["DATASET"] == wanted[0]
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ("DATASET=folder:none", "DATASET=folder:none: there is no folder {house}/none"),
+        ("MY_IMAGE=none.png", "MY_IMAGE=none.png: there is no file {house}/none.png"),
+        ("SEED=-1", "SEED must be 0 to 4294967295, got -1"),
+        ("SEED=4294967296", "SEED must be 0 to 4294967295"),
+        ("DEVICE=gpu", "DEVICE must be cpu, cuda, cuda:N or mps, got 'gpu'"),
+    ],
+)
+def test_values_with_which_no_chapter_can_start_are_refused_before_the_run(house, monkeypatch, pair, words):
+    cell = 'DATASET: str = "menagerie"\nMY_IMAGE: str = ""\nSEED: int = 0\nDEVICE: str = "cpu"'
+    path = chapter(house / "notebooks", "90_values", parameters=cell)
+    monkeypatch.chdir(house)
+    with pytest.raises(ValueError) as caught:
+        book.settings([path], [pair])
+    assert str(caught.value).startswith("90_values: " + words.format(house=house)) and "\n" not in str(caught.value)
+
+
+def test_a_backend_in_the_shell_takes_no_figures_away(house, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    path = chapter(house / "notebooks", "90_figure", "from matplotlib import pyplot as plt\nplt.plot([1, 2]);")
+    done = book.run_chapter(path, house / "build" / path.name, {})
+    assert not done.error and any("image/png" in o.get("data", {}) for o in book.read(done.target).cells[-1].outputs)
+
+
+@pytest.mark.parametrize("name", ["ZFKIT_DATA", "ZFKIT_CACHE"])
+def test_folders_named_by_the_shell_are_found_by_a_chapter(house, monkeypatch, name):
+    monkeypatch.chdir(house)
+    monkeypatch.setenv(name, "sets")
+    path = chapter(house / "notebooks", "90_env", f"import os\nprint(os.environ[{name!r}])")
+    assert said(book.run_chapter(path, house / "build" / path.name, {})) == f"{house}/sets\n"
+
+
+def test_a_cell_that_runs_out_of_time_is_named(house):
+    path = chapter(house / "notebooks", "90_slow", "1", "import time\ntime.sleep(60)")
+    done = book.run_chapter(path, house / "build" / path.name, dict(SEED=1), timeout=2)
+    assert done.error == "cell 4: over 2 s; raise --timeout"
+
+
+def test_ticks_are_the_cells_of_the_source(house):
+    path, ticks = chapter(house / "notebooks", "90_ticks", "1", "2"), []
+    book.run_chapter(path, house / "build" / path.name, dict(SEED=1), tick=lambda: ticks.append(1))
+    assert len(ticks) == 4
+
+
+def test_a_run_finds_its_own_results_alone(house):
+    """Not those of another run in the same folder, nor what an earlier one with the same values left."""
+    path = chapter(house / "notebooks", "90_fine", record("90"))
+    broken = chapter(house / "notebooks" / "later", "90_fine", "raise ValueError")
+    values = dict(OUT=str(house / "made"))
+    first = book.run_chapter(path, house / "build" / "a.ipynb", values)
+    other = book.run_chapter(path, house / "build" / "b.ipynb", values | dict(SHARE=0.25))
+    assert len({*first.results, *other.results}) == 2 and len(list((house / "made").glob("*"))) == 2
+    assert first.verdicts == other.verdicts == {9: "holds"}
+    (mine,) = book.results(path, values | dict(SHARE=0.25), 0)
+    assert mine["path"] == other.results[0] and mine["parameters"]["SHARE"] == 0.25
+    time.sleep(1.1)
+    again = book.run_chapter(broken, house / "build" / "c.ipynb", values)
+    assert again.error.startswith("cell 3: ValueError") and not again.results and not again.verdicts
+
+
+def test_one_failing_chapter_does_not_stop_the_others(house, capsys):
     folder = house / "notebooks"
-    chapter(folder, "00_fine", record("00"), PICTURE)
-    chapter(folder, "01_broken", "raise LookupError('no such leaf\\nsecond line')", "print('never')")
-    chapter(folder, "02_fatal", "import os\nos._exit(3)")
-    started = time.time()
+    chapter(folder, "90_fine", record("90"), PICTURE)
+    chapter(folder, "91_broken", "raise LookupError('no such leaf\\nsecond line')", "print('never')")
+    chapter(folder, "92_fatal", "import os\nos._exit(3)")
     out = house / "build"
     assert command.main(["book", "--set", "SEED=5", "--out", str(out)]) == 1
     printed = capsys.readouterr().out
-    assert re.search(r"^00_fine +\d+\.\d  3 holds$", printed, re.M)
-    assert "01_broken failed in cell 3: LookupError: no such leaf\n" in printed
-    assert "02_fatal failed in " in printed and "second line" not in printed
-    assert json.loads((out / "results" / "00-s5.json").read_text())["chapter"] == "00"
-    assert book.results("00", started, out / "results") and not book.results("00", time.time() + 9, out / "results")
+    assert re.search(r"^90_fine +\d+\.\d  9 holds$", printed, re.M)
+    assert "91_broken failed in cell 3: LookupError: no such leaf\n" in printed
+    assert "92_fatal failed in cell 3: its kernel died" in printed and "second line" not in printed
+    (path,) = (out / "results").glob("90-*.json")
+    kept = json.loads(path.read_text())
+    assert kept["parameters"] == dict(QUICK=True, SEED=5, SHARE=0.5, NETWORK="zfnet")
     pages = {path.name for path in (out / "site").glob("*.html")}
-    assert "00_fine.html" in pages and not {"01_broken.html", "02_fatal.html"} & pages
+    assert "90_fine.html" in pages and not {"91_broken.html", "92_fatal.html"} & pages
     first = (out / "site" / "index.html").read_text()
-    assert "01_broken" in first and "no such leaf" in first  # its absence is said
-    page = (out / "site" / "00_fine.html").read_text()
+    assert "91_broken" in first and "no such leaf" in first  # its absence is said
+    page = (out / "site" / "90_fine.html").read_text()
     assert 'alt="a grey dot"' in page and "5 True zfnet" in page
     assert 'class="math' in page and (out / "site" / "searchindex.js").exists()
     assert not outside_requests(out / "site")
@@ -186,19 +293,19 @@ def test_site_says_which_chapters_did_not_run_now(house):
 
 
 def test_chapters_command_writes_cleaned_notebooks_and_results(house, monkeypatch, capsys):
-    good = chapter(house / "notebooks", "00_good", record("00"))
-    warns = chapter(house / "notebooks", "01_warns", "import warnings\nwarnings.warn('old')")
+    good = chapter(house / "notebooks", "90_good", record("90"))
+    warns = chapter(house / "notebooks", "91_warns", "import warnings\nwarnings.warn('old')")
     before = warns.read_bytes()
     ids = [cell.id for cell in book.read(good).cells]
-    monkeypatch.setattr(book, "ROOT", house)
-    monkeypatch.setenv("PYTHONPATH", str(house))
+    monkeypatch.setattr(command, "repo_root", lambda: house)
+    monkeypatch.setattr(command, "results_folder", lambda: house / "data" / "results")
     assert command.main(["chapters"]) == 1
-    assert "01_warns.ipynb not written: cell 3: stderr: " in capsys.readouterr().out
+    assert "91_warns.ipynb not written: cell 3: stderr: " in capsys.readouterr().out
     assert warns.read_bytes() == before
     notebook = book.read(good)
-    assert notebook.cells[2].outputs[0].text == "0 True zfnet\n"
+    assert notebook.cells[2].outputs[0].text == "0 True zfnet\nclaim 9 holds: 0.12 [0.10, 0.15], bound 0\n"
     assert [cell.id for cell in notebook.cells] == ids
-    assert book.faults(good) == [] and (house / "data" / "results" / "00-s0.json").exists()
+    assert book.faults(good) == [] and len(list((house / "data" / "results").glob("90--zfnet-s0-quick-*.json"))) == 1
     assert not list(house.rglob("*.part"))
 
 
@@ -244,7 +351,7 @@ def broken(kind):
         "stderr": new_output("stream", name="stderr", text="careful"),
         "path of a machine": new_output("stream", text="see /home/ada/x.py"),
         "warning": new_output("stream", text="UserWarning: old"),
-        "more than 800": new_output("stream", text="x" * 900_000),
+        "more than 1536": new_output("stream", text="x" * 1_600_000),
     }
     if kind in outputs:
         cell.outputs = [outputs[kind]]
@@ -260,7 +367,7 @@ def broken(kind):
 
 
 KINDS = (
-    "widget view|error output|stderr|path of a machine|warning|more than 800|not executed|execution metadata|"
+    "widget view|error output|stderr|path of a machine|warning|more than 1536|not executed|execution metadata|"
     "kernelspec|widgets metadata|papermill metadata"
 ).split("|")
 
@@ -326,3 +433,25 @@ def test_unknown_subcommand_and_argument_exit_with_2():
     for words in (["nonsense"], ["doctor", "--loud"]):
         done = subprocess.run([sys.executable, "-m", "zfkit", *words], capture_output=True, text=True, cwd=book.ROOT)
         assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_doctor_reads_the_environment_as_the_chapters_do(monkeypatch, tmp_path):
+    (tmp_path / "pics" / "holiday").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ZFKIT_DATA", "~/pics")
+    monkeypatch.setenv("ZFKIT_CACHE", "")
+    monkeypatch.chdir(tmp_path)
+    lines = {line.split(":")[0]: (good, line) for good, line in doctor()}
+    assert lines["data"] == (True, "data: holiday")
+    assert lines["cache"][0] and str(book.ROOT / "data" / "cache") in lines["cache"][1]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ZFKIT_CACHE", str(tmp_path / "file" / "inside"))
+    good, line = {line.split(":")[0]: (good, line) for good, line in doctor()}["cache"]
+    assert not good and "; do set ZFKIT_CACHE" in line
+
+
+@pytest.mark.parametrize("option", ["--jobs", "--timeout"])
+def test_numbers_of_jobs_and_seconds_are_checked(house, capsys, option):
+    chapter(house / "notebooks", "90_x")
+    assert command.main(["book", option, "0"]) == 2
+    assert f"{option} must be 1 or more, got 0" in capsys.readouterr().err

@@ -2,14 +2,19 @@
 
 import io
 import os
+import shutil
 import tarfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from zfkit import datasets, files
-from zfkit.datasets import load_boxes, load_images, load_masks, load_scenes
+import zfkit
+from zfkit import datasets, files, layouts
+from zfkit.datasets import labels_for, load_boxes, load_image, load_images, load_masks, load_scenes, unseen
 
 REAL = os.environ.get("ZFKIT_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="ZFKIT_DATA is not set: the real archives are not tested")
@@ -171,8 +176,8 @@ def test_cifar10_in_its_three_forms(root):
     assert np.array_equal(test.images, cifar_rows(0, 10)[test.labels])
     assert len(load_images("cifar10", "train").images) + len(load_images("cifar10", "validation").images) == 50
 
-    class_folders(root / "cifar10/train", datasets.CIFAR10, 2, size=(32, 32))
-    class_folders(root / "cifar10/test", datasets.CIFAR10, 1, size=(32, 32))
+    class_folders(root / "cifar10/train", layouts.CIFAR10, 2, size=(32, 32))
+    class_folders(root / "cifar10/test", layouts.CIFAR10, 1, size=(32, 32))
     assert sorted(load_images("cifar10", "test").labels) == list(range(10))
 
 
@@ -253,12 +258,65 @@ def test_an_alpha_channel_is_refused_by_file_name(root, mode, size):
     refused(["see through.png", "alpha", "RGB and grey"], f"folder:{root / 'own'}", "all")
 
 
+def lying(path, orientation):
+    """A JPEG of four grey quarters, stored turned, that its EXIF orientation sets upright."""
+    quarters = np.kron([[0, 80], [160, 240]], np.ones((32, 32))).astype(np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(quarters).save(path, exif=exif, quality=95)
+    return quarters
+
+
+# what a viewer has to do to the stored rows, after the EXIF standard's table of orientations
+UPRIGHT = {
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.T, 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].T, 8: np.rot90,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_phone_photographs_stand_upright(root, orientation):
+    stored = lying(root / "own/c/0.jpg", orientation)
+    image = load_images(f"folder:{root / 'own'}", "all", size=64).images[0]
+    assert abs(image[..., 0].astype(int) - UPRIGHT[orientation](stored)).mean() < 2
+    assert np.array_equal(load_image(root / "own/c/0.jpg", 64), image)
+
+
+def test_pictures_with_boxes_stay_as_their_boxes_count(root):
+    base = tiny_imagenet(root)
+    stored = lying(base / "val/images/val_0.JPEG", 6)
+    images, labels, _ = load_images("tiny-imagenet-100")
+    assert abs(images[labels == 0][0][..., 0].astype(int) - stored).mean() < 2
+
+
+def test_a_picture_of_ones_own_is_checked_as_those_of_a_set(root, monkeypatch):
+    pixels = picture(root / "own/c/a.png", (40, 30))
+    assert np.array_equal(load_image(root / "own/c/a.png"), pixels)
+    square = load_image(root / "own/c/a.png", 24)
+    assert np.array_equal(square, load_images(f"folder:{root / 'own'}", "all", size=24).images[0])
+    assert square.dtype == np.uint8 and square.flags.writeable
+    shutil.rmtree(files.cache_dir())
+    monkeypatch.chdir(root / "own")
+    assert np.array_equal(load_image("c/a.png"), pixels)
+    picture(root / "own/c/clear.png", mode="RGBA")
+    (root / "own/poem.jpg").write_text("roses are red")
+    for path, words in {
+        "c/clear.png": ["clear.png", "alpha", "RGB and grey"],
+        "poem.jpg": ["poem.jpg", "no usable picture"],
+        "none.jpg": [str(root.resolve() / "own/none.jpg"), "No such file"],
+        "c": ["own/c", "directory"],
+    }.items():
+        refused(words, path, load=load_image)
+    refused(["size 0", "4096"], "c/a.png", 0, load=load_image)
+
+
 def test_a_palette_with_a_transparent_colour_is_refused(root):
     (root / "own").mkdir()
     colours = Image.fromarray(np.zeros((9, 9), np.uint8)).convert("P")
     colours.save(root / "own/a.png")
     assert load_images(f"folder:{root / 'own'}", "all", size=9).images.shape == (1, 9, 9, 3)
-    datasets.shutil.rmtree(files.cache_dir())
+    shutil.rmtree(files.cache_dir())
     colours.save(root / "own/a.png", transparency=0)
     refused(["a.png", "alpha"], f"folder:{root / 'own'}", "all")
 
@@ -308,9 +366,7 @@ def test_a_list_that_names_what_is_not_there(root):
 
 def test_a_full_disk_is_named_before_work_starts(root, monkeypatch):
     class_folders(root / "101_ObjectCategories", count=2)
-    monkeypatch.setattr(
-        datasets.shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 10})
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 10}))
     refused(["free on its disk"], "caltech101", "all", size=16)
 
 
@@ -370,3 +426,102 @@ def test_boxes_stand_in_for_masks(monkeypatch):
     masks = load_masks("tiny-imagenet", "test")
     assert masks.shape == (2, 64, 64) and masks[0, 32:63, :45].all() and masks[0].sum() == 45 * 31
     assert not masks[1].any()
+
+
+def card_of(*classes, **record):
+    return SimpleNamespace(classes=classes, record=record)
+
+
+def trained(name):
+    return card_of(config=dict(dataset=name))
+
+
+FOREIGN = card_of(source="https://example.org/weights.pth", config=dict(size=224))
+
+
+@pytest.mark.parametrize(
+    "card, name, split",
+    [
+        (trained("menagerie"), "menagerie", "test"),
+        (trained("menagerie"), "menagerie-hard", "test"),  # which has no "all"
+        (trained("menagerie"), "caltech101", "all"),
+        (trained("menagerie"), "tiny-imagenet", "all"),
+        (trained("tiny-imagenet"), "menagerie", "test"),
+        (trained("tiny-imagenet"), "tiny-imagenet", "test"),
+        (trained("tiny-imagenet"), "tiny-imagenet-100", "test"),  # a part of it
+        (trained("tiny-imagenet-100"), "tiny-imagenet", "test"),
+        (trained("tiny-imagenet"), "imagenet", "test"),
+        (trained("tiny-imagenet"), "cifar10", "all"),
+        (trained("cifar10"), "cifar10", "test"),
+        (FOREIGN, "tiny-imagenet", "test"),
+        (FOREIGN, "imagenet", "test"),
+        (FOREIGN, "imagenet-val-samples", "all"),
+        (FOREIGN, "voc2012", "all"),
+        (card_of(), "caltech101", "test"),  # nobody knows
+    ],
+)
+def test_unseen_is_the_split_that_the_training_left(card, name, split):
+    assert unseen(card, name) == split
+
+
+def test_unseen_of_folders(root, monkeypatch):
+    for name in ("one", "two"):
+        picture(root / name / "c" / "a.png")
+    monkeypatch.chdir(root)
+    card = trained(f"folder:{root / 'one'}")
+    assert unseen(card, "folder:one") == "test" and unseen(card, "folder:two") == "all"
+    assert unseen(trained("folder:gone"), "folder:one") == "all"
+    with pytest.raises(ValueError, match="'mnist': valid are menagerie"):
+        unseen(card, "mnist")
+
+
+def test_unseen_knows_the_cards_of_the_shipped_networks():
+    for name in ("zfnet-menagerie", "zfnet-photos", "shuffled-labels", "untrained"):
+        card = zfkit.load_network(name)[1]
+        assert unseen(card, "menagerie") == "test", name
+        assert unseen(card, "tiny-imagenet-100") == ("test" if "photos" in name else "all"), name
+
+
+@needs_data
+def test_the_unseen_of_tiny_imagenet_are_no_training_pictures():
+    card = zfkit.load_network("zfnet-photos")[1]
+    names = datasets.file_names("tiny-imagenet-100", unseen(card, "tiny-imagenet-100"))
+    assert len(names) == 5000 and all(name.startswith("val/") for name in names)
+
+
+def test_labels_by_name_whatever_the_order_and_the_spelling():
+    card = card_of("ant", "sea lion", "tench", "T-shirt")
+    classes = ("Tench, Tinca tinca", "SEA_LION", "wasp", "t shirt", " ant")
+    found = labels_for(card, classes, [0, 1, 2, 3, 4, 0])
+    assert found.tolist() == [2, 1, -1, 3, 0, 2] and found.dtype == np.int64
+    assert labels_for(card_of(), classes, [0, 1]).tolist() == [-1, -1]  # no class scores
+    assert labels_for(card, classes, []).tolist() == []
+    for bad in ([5], [-1]):
+        with pytest.raises(ValueError, match="valid are 0 to 4"):
+            labels_for(card, classes, bad)
+
+
+def test_labels_where_several_classes_have_one_name():
+    card = card_of("Cardigan", "crane", "x", "cardigan", "crane", "missile", "Missile")
+    assert labels_for(card, ("cardigan", "Cardigan"), [0, 1]).tolist() == [3, 0]  # as written
+    assert labels_for(card, ("a", "crane, a bird", "b", "c", "crane"), [1, 4]).tolist() == [1, 4]
+    assert labels_for(card, ("crane", "MISSILE"), [0, 1]).tolist() == [-1, -1]  # which one?
+
+
+@needs_data
+def test_labels_of_imagenet_and_of_its_parts(root, monkeypatch):
+    monkeypatch.setenv("ZFKIT_DATA", REAL)
+    net, card = zfkit.load_network("squeezenet-imagenet")
+    samples = load_images("imagenet-samples", "all", size=227, limit=70)
+    assert np.array_equal(labels_for(card, samples.classes, samples.labels), samples.labels)
+    for image, label in zip(samples.images, samples.labels, strict=True):  # case 34: the same as a folder
+        folder = root / "own" / samples.classes[label].partition(",")[0].replace("/", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{label}.png")
+    own = load_images(f"folder:{root / 'own'}", "all", size=227)
+    right = [int(Path(name).stem) for name in datasets.file_names(f"folder:{root / 'own'}", "all")]
+    numbers = labels_for(card, own.classes, own.labels)
+    assert (numbers == right)[numbers >= 0].all() and (numbers >= 0).sum() >= 69
+    with torch.no_grad():
+        p = net(card.normalize(own.images)).softmax(1)[range(len(numbers)), numbers]
+    assert p.mean() > 0.3  # by the folder's own numbers it is 1e-5

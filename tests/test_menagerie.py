@@ -2,19 +2,21 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from zfkit.menagerie import NAMES, PARTS, cached, dataset, render
+from zfkit.menagerie import DECOYS, IDS, NAMES, PARTS, Scene, cached, cached_scenes, dataset, render
 from zfkit.menagerie import cache as cache_module
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = "b4b4f278bacbc1cd3e922b06f4b84034966ed956cc7678cacecdd3baea95c588"
+GOLDEN = "74c10034daba1728bedf2f7ec24e6515890950b1e66e8fafd9e07dc714882254"
 
 
 def golden():
@@ -103,10 +105,38 @@ def test_background_of_takes_that_backdrop_and_leaves_the_object():
 def test_backdrop_is_that_of_the_other_picture_to_the_byte():
     from zfkit.menagerie.scene import place_backdrop
 
-    kind, planes = place_backdrop(3, 12, "standard", 64, 12)
+    kind, layer = place_backdrop(3, 12, "standard", 64, 12)
     assert kind == render(3, 1, 64, background_of=12).background
-    np.testing.assert_array_equal(planes, place_backdrop(3, 12, "standard", 64, 12)[1])
-    assert not np.array_equal(planes, place_backdrop(3, 13, "standard", 64, 13)[1])
+    np.testing.assert_array_equal(layer.px, place_backdrop(3, 12, "standard", 64, 12)[1].px)
+    assert not np.array_equal(layer.px, place_backdrop(3, 13, "standard", 64, 13)[1].px)
+
+
+def test_every_decoy_has_a_part_id_of_its_own_and_lies_off_the_object():
+    assert IDS == PARTS + DECOYS and len(set(IDS)) == len(IDS)
+    found = set()
+    for index in range(120):
+        scene = render(3, index, 64, level="hard")
+        assert scene.decoys.dtype == np.uint8 and not (scene.decoys[scene.visible] > 0).any()
+        front = scene.decoys[scene.amodal & ~scene.visible]  # what hides the object is a thing in front
+        assert {IDS[part][:6] for part in np.unique(front[front > 0])} <= {"front_"}
+        found |= {IDS[part] for part in np.unique(scene.decoys)}
+    assert found == {"none", *DECOYS}
+
+
+def test_clutter_takes_any_contrast_and_stands_out_no_more_than_an_object():
+    """Step of brightness at the border of a stray thing against that of the object's parts, both in the middle."""
+    steps = {"decoy": [], "object": []}
+    for index in range(200):
+        scene = render(3, index, 96)
+        grey = scene.image.astype(float).mean(2)
+        edge = np.hypot(*np.gradient(grey))
+        stray = np.isin(scene.decoys, [IDS.index(name) for name in DECOYS if name.startswith("stray_")])
+        for kind, mask in (("decoy", stray), ("object", scene.visible)):
+            steps[kind] += [np.quantile(edge[mask], 0.9)] if mask.sum() > 30 else []
+    assert len(steps["decoy"]) > 60
+    assert np.median(steps["decoy"]) < 0.8 * np.median(steps["object"])
+    assert np.quantile(steps["decoy"], 0.9) < 1.1 * np.quantile(steps["object"], 0.9)
+    assert np.std(steps["decoy"]) > 0.3 * np.mean(steps["decoy"])  # faint ones and strong ones
 
 
 def test_skipped_parts_are_gone_and_no_other_part_appears():
@@ -182,20 +212,65 @@ def test_bad_input_is_named_in_one_line(bad, message):
 
 
 def test_cache_equals_dataset_opens_at_once_and_mends_itself(tmp_path):
-    images, labels = cached(9, 70, 16, folder=tmp_path)
-    want, want_labels = dataset(9, 70, 16)
+    images, labels = cached(9, 20, 16, folder=tmp_path)
+    want, want_labels = dataset(9, 20, 16)
     np.testing.assert_array_equal(images, want)
     np.testing.assert_array_equal(labels, want_labels)
     (path,) = (tmp_path / "menagerie").iterdir()
-    start = time.perf_counter()
-    assert isinstance(cached(9, 70, 16, folder=tmp_path)[0], np.memmap)
-    assert time.perf_counter() - start < 0.1
+    start = time.process_time()
+    assert isinstance(cached(9, 20, 16, folder=tmp_path)[0], np.memmap)
+    assert time.process_time() - start < 0.1
     whole = path.read_bytes()
     for damaged in (whole[:-100], whole[:20], b"", b"x" * len(whole), whole[:-500] + bytes(500)):
         path.write_bytes(damaged)
-        np.testing.assert_array_equal(cached(9, 70, 16, folder=tmp_path)[0], want)
+        np.testing.assert_array_equal(cached(9, 20, 16, folder=tmp_path)[0], want)
         assert path.read_bytes() == whole
     assert list((tmp_path / "menagerie").iterdir()) == [path]
+
+
+def test_a_larger_set_serves_its_first_pictures(tmp_path):
+    many = cached(9, 20, 16, folder=tmp_path)[0]
+    some, labels = cached(9, 7, 16, folder=tmp_path)
+    np.testing.assert_array_equal(some, many[:7])
+    assert len(labels) == 7 and len(list((tmp_path / "menagerie").iterdir())) == 1
+    cached(9, 21, 16, folder=tmp_path), cached(8, 7, 16, folder=tmp_path), cached(9, 7, 17, folder=tmp_path)
+    assert len(list((tmp_path / "menagerie").iterdir())) == 4
+
+
+def same_scene(a, b):
+    for field in fields(Scene):
+        one, other = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(one, np.ndarray):
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype, field.name
+        else:
+            assert one == other and type(one) is type(other), field.name
+
+
+@pytest.mark.parametrize("level, size", [("standard", 48), ("hard", 33)])
+def test_scenes_from_the_cache_are_those_that_are_drawn(tmp_path, level, size):
+    drawn = [render(9, k, size, level=level) for k in range(20)]
+    for _ in range(2):  # drawn, then read
+        for a, b in zip(cached_scenes(9, 20, size, level, tmp_path), drawn, strict=True):
+            same_scene(a, b)
+    for a, b in zip(cached_scenes(9, 5, size, level, tmp_path), drawn, strict=False):  # of the larger set
+        same_scene(a, b)
+    assert any(scene.keypoints for scene in drawn) and any(scene.decoys.any() for scene in drawn)
+    paths = sorted((tmp_path / "menagerie").iterdir())
+    assert len(paths) == 3
+    for path in paths:
+        whole = path.read_bytes()
+        for damaged in (whole[:-100], whole[:-1] + b"?", b"", None):
+            path.write_bytes(damaged) if damaged is not None else path.unlink()
+            same_scene(cached_scenes(9, 20, size, level, tmp_path)[19], drawn[19])
+            assert path.read_bytes() == whole
+
+
+def test_scenes_from_the_cache_take_no_millisecond_each(tmp_path):
+    cached_scenes(9, 16, 80, folder=tmp_path)
+    start = time.process_time()
+    assert len(cached_scenes(9, 16, 80, folder=tmp_path)) == 16
+    assert time.process_time() - start < 0.016
 
 
 def test_cache_name_follows_the_drawing_sources(tmp_path, monkeypatch):
@@ -203,6 +278,37 @@ def test_cache_name_follows_the_drawing_sources(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "source_hash", lambda: "other")
     cached(9, 2, 16, folder=tmp_path)
     assert len(list((tmp_path / "menagerie").iterdir())) == 2
+
+
+def test_a_worker_starts_quickly():
+    done = run("import sys, zfkit.menagerie; print(sorted({'torch', 'safetensors', 'PIL'} & set(sys.modules)))")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_workers_draw_what_this_process_draws(tmp_path):
+    wanted = cache_module.Set(np.int64(9), 150, 16, "hard", tmp_path)
+    starts = range(0, 150, cache_module.CHUNK)
+    by_two = list(cache_module.by_workers(wanted, starts, 2))
+    assert len(by_two) == 3
+    assert [tuple(parts) for parts in by_two] == [cache_module.drawn(wanted, start) for start in starts]
+
+
+@pytest.mark.parametrize("worker", ["false", "cat", "nothing of that name"])
+def test_where_no_worker_runs_this_process_draws(tmp_path, monkeypatch, worker):
+    monkeypatch.setattr(cache_module.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(cache_module.sys, "executable", shutil.which(worker) or worker)
+    np.testing.assert_array_equal(cached(9, 70, 16, folder=tmp_path)[0], dataset(9, 70, 16)[0])
+
+
+def test_drawing_never_runs_the_users_script(tmp_path):
+    """A script without a __main__ guard, in a folder where a file is called like a standard module."""
+    script, here = tmp_path / "script.py", tmp_path / "here"
+    here.mkdir()
+    (here / "random.py").write_text("raise SystemExit('imported')")
+    script.write_text("import zfkit\nprint(zfkit.load_images('menagerie', 'test', 16).images.shape)\n")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "ZFKIT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script], env=env, cwd=here, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr, done.returncode) == ("(800, 16, 16, 3)\n", "", 0)
 
 
 def test_two_processes_race_for_one_file(tmp_path):
@@ -220,15 +326,16 @@ def test_two_processes_race_for_one_file(tmp_path):
 
 
 def test_no_room_on_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        yield dataset(9, 2, 16)[0]
+    def full(wanted):
+        yield cache_module.drawn(wanted, 0, 2)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache_module, "chunks", full)
-    with pytest.raises(OSError, match="cannot write .*No space left on device") as caught:
-        cached(9, 4, 16, folder=tmp_path)
-    assert "\n" not in str(caught.value)
-    assert list((tmp_path / "menagerie").iterdir()) == []
+    for load in (cached, cached_scenes):
+        with pytest.raises(OSError, match="cannot write .*No space left on device") as caught:
+            load(9, 70, 16, folder=tmp_path)
+        assert "\n" not in str(caught.value)
+        assert list((tmp_path / "menagerie").iterdir()) == []
 
 
 def test_cache_refuses_bad_arguments_before_writing(tmp_path):

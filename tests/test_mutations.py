@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import zfkit.deconvnet as deconvnet
 from zfkit import switches
 from zfkit.deconvnet import project
+from zfkit.forward import feature_maps
 
 # --- the checks: each passes on the code as it is -------------------------------------------------------------
 
@@ -254,7 +255,7 @@ def test_a_planted_error_turns_its_check_red(monkeypatch, step, mutant, check):
 def test_guided_backprop_under_the_name_of_the_deconvnet_turns_a_check_red(monkeypatch):
     net, images, channel, place, _ = case()
     relus = [name for name, module in net.named_modules() if isinstance(module, nn.ReLU)]
-    maps = deconvnet.feature_maps(net, images, relus)
+    maps = feature_maps(net, images, relus)
     monkeypatch.setattr(deconvnet, "_down", guided(maps))
     assert not equals_captum()
 

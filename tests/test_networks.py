@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import zfkit
-from zfkit.networks import alexnet, build, resolve, zfnet
+from zfkit.networks import alexnet, build, resolve, vgg, zfnet
 
 SMALL = dict(
     size=80,
@@ -140,7 +140,7 @@ def test_a_small_network_runs_and_is_seeded_by_torch():
 
 
 REFUSED = [
-    (dict(builder="vgg"), "unknown builder 'vgg'; valid: zfnet, alexnet"),
+    (dict(builder="resnet"), "unknown builder 'resnet'; valid: zfnet, alexnet, vgg"),
     (dict(builder="zfnet", groups=2), "zfnet has no argument 'groups'; valid: blurred, channels, dropout"),
     (dict(builder="zfnet", norm="layer"), "unknown norm 'layer'; valid: lrn, batch, none"),
     (dict(builder="zfnet", channels=(96, 256)), r"channels must hold 5 numbers, not \[96, 256\]"),
@@ -197,3 +197,35 @@ def test_blurred_layers_have_a_mirror():
     x = torch.randn(2, 3, 80, 80)
     mirror, gradient = (zfkit.project(net, x, "conv3", 5, route=route) for route in ("mirror", "gradient"))
     assert mirror.abs().max() > 0 and torch.allclose(mirror, gradient, atol=1e-6)
+
+
+def test_vgg16_is_torchvisions_with_other_names():
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        assert sum(p.numel() for p in vgg().parameters()) == 138_357_544
+    torch.manual_seed(0)
+    theirs = vgg16(weights=None).eval()  # 224 px: their adaptive pooling passes a 7x7 map as it is
+    with torch.device("meta"):
+        ours = vgg()
+    state = zip(ours.state_dict(), theirs.state_dict().values(), strict=True)
+    ours.load_state_dict(dict(state), assign=True)
+    images = torch.rand(1, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.eval()(images), theirs(images))
+
+
+def test_vgg_is_built_again_from_its_config_and_refuses_what_makes_no_network():
+    net = build(dict(builder="vgg", num_classes=16, size=80, blocks=((8, 8), (8,)), fc=(12,), norm="batch"))
+    assert json.loads(json.dumps(net.config)) == build(net.config).config
+    assert list(net.stages) == ["conv1_1", "conv1_2", "pool1", "conv2_1", "pool2", "fc3", "fc4"]
+    assert net.eval()(torch.rand(2, 3, 80, 80)).shape == (2, 16)
+    for bad, words in (
+        (dict(size=3), "size 3 is too small for 5 blocks"),
+        (dict(blocks=((8,), ())), "blocks must hold"),
+        (dict(norm="lrn"), "unknown norm 'lrn'; valid: batch, none"),
+        (dict(dropout=1.0), "dropout must lie"),
+        (dict(filters=3), "vgg has no argument 'filters'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build(dict(builder="vgg", num_classes=4) | bad)

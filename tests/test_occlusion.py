@@ -12,8 +12,8 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from zfkit import load_images, load_network, occlusion
-from zfkit.deconvnet import feature_maps
+from zfkit import load_images, load_network, windows
+from zfkit.forward import feature_maps
 from zfkit.networks import alexnet, zfnet
 from zfkit.occlusion import CoarseToFine, grid, occluded, occluder, occlusion_maps
 
@@ -269,6 +269,34 @@ def test_an_occluder_is_asked_again_and_again(method):
         look([(36, 0)])
 
 
+@pytest.mark.parametrize("watched", [{}, dict(layer="conv4"), dict(layer="0"), dict(layer="fc6", channel=2)])
+def test_the_clean_image_goes_through_the_network_once(watched):
+    net, passes = network(), []
+    whole = nn.Sequential(net[:6], net[6:]) if watched.get("layer") == "0" else net
+    net.conv1.register_forward_hook(lambda *_: passes.append(1))
+    assert occlusion_maps(whole, picture(47, 47), 0, 12, 12, **watched).method == "windows" and len(passes) == 1
+
+
+def test_a_forward_hook_that_changes_an_output_counts():
+    """The sweep is done by whole forward passes, in which the hook takes part."""
+    net, image, places = network(), picture(47, 47), [(0, 0), (10, 20), (35, 35)]
+    plain = occluded(net, image, places, 12).probabilities
+    net.relu2.register_forward_hook(lambda module, inputs, output: 2 * output)
+    hooked = occluded(net, image, places, 12, layer="conv3")
+    covered = torch.cat([occluded_by_hand(image, place, 12) for place in places])
+    expected = net(covered).softmax(1).detach()
+    torch.testing.assert_close(hooked.probabilities, expected, rtol=0, atol=1e-13)
+    assert hooked.method == "plain" and not torch.allclose(plain, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="a forward hook changes what 'relu2' gives"):
+        occluded(net, image, places, 12, method="windows")
+
+
+def occluded_by_hand(image, place, size):
+    covered = image.clone()
+    covered[0, :, place[0] : place[0] + size, place[1] : place[1] + size] = 0
+    return covered
+
+
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()
@@ -408,7 +436,7 @@ def test_the_strongest_map_is_followed_if_none_is_named():
 @pytest.mark.parametrize("method", ["windows", "plain"])
 def test_ctrl_c_leaves_nothing_behind_and_the_next_call_is_right(method, monkeypatch):
     for limit in ("ROOM", "HEAD_BATCH"):
-        monkeypatch.setattr(occlusion, limit, 1)
+        monkeypatch.setattr(windows, limit, 1)
     net, image = network().train(), picture(47, 47)
     net.conv2.eval()
     modes = [module.training for module in net.modules()]
@@ -473,11 +501,11 @@ def test_a_real_interrupt_leaves_nothing_behind(method):
 
 MEMORY = """
 import resource, torch
-from zfkit import load_images, load_network, occlusion
+from zfkit import occlusion, windows
 from zfkit.networks import zfnet
 
 torch.set_num_threads(1)
-occlusion.ROOM = 2**20  # 4 MB in a map of a batch
+windows.ROOM = 2**20  # 4 MB in a map of a batch
 net = zfnet(8, size=64, channels=(16, 16, 16, 16, 16), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(16, 16))
 image, peak = torch.randn(1, 3, 64, 64), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 for stride in (4, 1):
@@ -505,9 +533,9 @@ def test_progress_is_shown_if_asked(capsys):
 def test_memory_does_not_grow_with_the_places(monkeypatch):
     """Stride 1: no batch of maps is larger than the room, whichever side of the head it lies."""
     net, image = network(), picture(47, 47)
-    monkeypatch.setattr(occlusion, "ROOM", 40_000)
-    sizes, real, forward = [], occlusion._patches, net.fc6.forward
-    monkeypatch.setattr(occlusion, "_patches", lambda *a: (sizes.append(real(*a).numel()), real(*a))[1])
+    monkeypatch.setattr(windows, "ROOM", 40_000)
+    sizes, real, forward = [], windows._patches, net.fc6.forward
+    monkeypatch.setattr(windows, "_patches", lambda *a: (sizes.append(real(*a).numel()), real(*a))[1])
     monkeypatch.setattr(net.fc6, "forward", lambda maps: (sizes.append(maps.numel()), forward(maps))[1])
     maps = occlusion_maps(net, image, 0, 30, 1)
     assert maps.probability.numel() == 18 * 18

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zfkit.deconvnet import feature_maps, project
-from zfkit.geometry import receptive_field
+from zfkit.deconvnet import project
+from zfkit.fields import receptive_field
+from zfkit.forward import feature_maps
 from zfkit.networks import alexnet, zfnet
 from zfkit.projections import projections
-from zfkit.strongest import Strongest, crops, strongest
+from zfkit.search import Strongest, crops, strongest
 
 module = import_module("zfkit.projections")
 SMALL = dict(channels=(6, 8, 8, 8, 6), fc=(9, 9))
@@ -42,6 +43,7 @@ def odd():
     )  # fmt: skip
 
 
+NORMS = (nn.LocalResponseNorm, nn.BatchNorm2d)
 NETS = {
     "ZFNet, LRN": (lambda: zfnet(5, size=127, **SMALL), ["conv1", "pool1", "conv2", "pool2", "conv3", "conv5"]),
     "batch norm": (lambda: zfnet(5, size=127, norm="batch", **SMALL), ["conv1", "bn2", "conv3", "conv4", "pool5"]),
@@ -67,7 +69,8 @@ def prepared(which, dtype):
     if which == "ZFNet, LRN":
         size = (127, 151)  # not square
     images = torch.randn(4, 3, *size, dtype=dtype)
-    images[3, :, :, size[1] // 2 :] = 0.5  # flat: many equal maxima
+    flat = images[3, :, :, size[1] // 2 :]  # nearly: equal maxima would leave the switch to rounding
+    flat.mul_(0.01).add_(0.5)
     return net, images.to(memory_format=torch.channels_last)
 
 
@@ -151,6 +154,27 @@ def by_the_mirror(net, images, layer, units, channel):
     return project(net, images[units.image], layer, channel, position, start=units.value, route="mirror")
 
 
+@pytest.mark.parametrize("way", ["crops", "kept"])
+@pytest.mark.parametrize("which", ["VGG", "whole numbers, odd"])
+def test_equal_maxima_go_to_the_first_place_both_ways(which, way):
+    """Flat images and weights of whole numbers: no arithmetic rounds, so every tie is one on every processor."""
+    net = nn.Sequential(*(m for m in (vgg() if which == "VGG" else odd()) if not isinstance(m, NORMS))).double().eval()
+    generator = torch.Generator().manual_seed(2)
+    for weight in (part for layer in net if isinstance(layer, nn.Conv2d) for part in (layer.weight, layer.bias)):
+        weight.data = torch.randint(-1, 3, weight.shape, generator=generator).double()
+    images = torch.ones(2, 3, 67, 59, dtype=torch.float64)
+    images[1, :, 20:, 30:] = 3
+    layer = [name for name, module in net.named_children() if isinstance(module, nn.ReLU)][-1]
+    units, channel = units_everywhere(feature_maps(net, images, [layer])[layer])
+    units = units._replace(value=torch.arange(1.0, 21, dtype=torch.float64))
+    pictures, boxes = projections(net, images, layer, units, channel, way=way)
+    position = torch.stack([units.row, units.col], 1)
+    whole = project(net, images[units.image], layer, channel, position, start=units.value, route="mirror")
+    for n, picture in enumerate(pictures):
+        assert torch.equal(pasted(picture, boxes[n], (67, 59)), whole[n])
+    assert sum(bool(picture.any()) for picture in pictures) > 10
+
+
 @pytest.mark.parametrize("which", ["batch norm", "AlexNet, groups"])
 def test_a_whole_layer_of_the_strongest(which, monkeypatch):
     monkeypatch.setattr(F, "max_pool2d", pool_to_the_first)
@@ -226,7 +250,7 @@ def test_a_folder_keeps_the_pictures(tmp_path, monkeypatch):
     for file in list(tmp_path.iterdir()):  # what is damaged is made again
         file.write_bytes(file.read_bytes()[:100])
     projections(net, images, "conv3", units["conv3"], folder=tmp_path)
-    monkeypatch.setattr(module, "_chain", None)
+    monkeypatch.setattr(module, "chain_to", None)
     again, also = projections(net, images, "conv3", units["conv3"], folder=tmp_path)
     assert np.array_equal(boxes, also) and all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
     for call in [("conv2", units["conv2"]), ("conv3", units["conv3"]._replace(row=1 + 0 * units["conv3"].row))]:

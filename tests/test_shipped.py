@@ -1,13 +1,16 @@
 """The shipped networks: as accurate as their records say, blind without the object, small enough."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 import zfkit
+from zfkit.datasets import load_scenes
 from zfkit.files import weights_folder
-from zfkit.menagerie import render
-from zfkit.weights import snapshots
+from zfkit.menagerie import DECOYS, IDS, render
+from zfkit.series import snapshots
 
 COUNT = 800  # test images, all of them
 
@@ -38,11 +41,36 @@ def test_without_the_object_it_knows_next_to_nothing(first):
     assert np.mean(answers(net, card, empty) == labels) <= 0.09
 
 
+def seen(units, field, scenes):
+    """Of nine units the name of what lies in the middle half of most of their fields: a decoy, else "none"."""
+    names = []
+    for image, row, col in zip(units.image.tolist(), units.row.tolist(), units.col.tolist()):
+        top, left, bottom, right = field.box(row, col)
+        edge = (bottom - top) // 4
+        middle = np.s_[max(0, top + edge) : bottom - edge, max(0, left + edge) : right - edge]
+        ids = np.where(scenes[image].visible, scenes[image].parts, scenes[image].decoys)[middle]
+        names.append(IDS[np.bincount(ids[ids > 0], minlength=1).argmax()] if (ids > 0).any() else "none")
+    name, count = Counter(names).most_common(1)[0]
+    return name if name in DECOYS and count >= 5 else "none"
+
+
+def test_no_kind_of_clutter_takes_more_than_one_block_in_eight(first):
+    net, card = first
+    images, _, _ = zfkit.load_images("menagerie", "test", size=card.size, limit=COUNT)
+    scenes = load_scenes("menagerie", "test", size=card.size, limit=COUNT)
+    best = zfkit.strongest(net, images, ["conv2", "conv3"], normalize=card.normalize)
+    for layer, units in best.items():
+        field = zfkit.receptive_field(net, layer)
+        kinds = Counter(seen(units.of(c), field, scenes) for c in range(units.value.shape[1]))
+        worst, count = max(((k, n) for k, n in kinds.items() if k != "none"), key=lambda x: x[1], default=("", 0))
+        assert count <= units.value.shape[1] / 8, f"{layer}: {count} blocks show {worst}"
+
+
 def test_its_snapshots_end_in_the_network_itself(first):
     net, card = first
     series = snapshots("zfnet-menagerie")
-    assert list(series) == [1, 2, 5, 10, 20, 30, 40, 64]
-    assert torch.equal(series[64].conv3.weight, net.conv3.weight)
+    assert list(series) == [1, 2, 4, 8, 12, 16, 20, 24]
+    assert torch.equal(series[24].conv3.weight, net.conv3.weight)
     assert not torch.equal(series[1].conv3.weight, net.conv3.weight)
 
 

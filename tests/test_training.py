@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zfkit import files, recipes, training
-from zfkit.recipes import CONFIGS, PAPER, Config
-from zfkit.training import plateaus, rate, rms_clip, start_network, train
+from zfkit import __main__ as door
+from zfkit import files, machine, recipes, training
+from zfkit.recipes import CONFIGS, PAPER, Config, plateaus, rate, rms_clip, start_network
+from zfkit.training import train
 
 NETWORK = dict(
     builder="zfnet", num_classes=4, size=32, channels=(4, 6, 8, 8, 6), filters=(7, 5, 3, 3, 3),
@@ -146,6 +147,43 @@ def test_snapshots_hold_the_convolutions_of_their_epochs(tmp_path):
     assert "epoch03/bn5.running_var" in run.snapshots and not any("fc" in key for key in run.snapshots)
 
 
+def test_the_history_names_what_the_run_resolved_to(straight):
+    history = straight[1]
+    whole, (here,) = history["parameters"], history["machines"]
+    assert set(whole) == set(asdict(TINY)) and whole["lr"] == TINY.lr and whole["shift"] == 4
+    assert whole["network"]["dropout"] == 0.5 and whole["network"]["pools"] == [1, 2, 5]
+    assert "dropout" not in TINY.network  # the case under test: a default of the builder
+    assert whole["init_std"] == [0.01] * 5 and whole["precision"] == history["precision"] == "float32"
+    assert here["threads"] == torch.get_num_threads() and here["torch"] == torch.__version__
+    assert set(here) == {"device", "processor", "cores", "threads", "torch"} and here["device"] == "cpu"
+
+
+def test_a_mean_of_the_data_and_a_precision_without_units_are_named_as_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_cpuinfo", lambda name: "sse avx2" if name == "flags" else "abacus")
+    config = replace(TINY, epochs=1, snapshots=(), mean=None, precision="bfloat16")
+    _, history = train(config, folder=tmp_path, data=DATA, progress=False)
+    whole = history["parameters"]
+    assert whole["mean"] == history["mean"] == pytest.approx(DATA["train"][0].reshape(-1, 3).mean(0) / 255)
+    assert whole["precision"] == history["precision"] == "float32"
+    assert history["machines"][0]["processor"] == "abacus"
+
+
+def test_a_run_goes_on_in_its_precision_and_names_the_second_machine(straight, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(epoch, net):
+        raise Stop
+
+    with pytest.raises(Stop):
+        train(TINY, folder=tmp_path, data=DATA, progress=False, callback=stop)
+    monkeypatch.setattr(machine, "_cpuinfo", lambda name: "amx_bf16" if name == "flags" else "other")
+    monkeypatch.setattr(training, "precision_on", lambda *_: "bfloat16")
+    net, history = train(TINY, folder=tmp_path, data=DATA, progress=False)
+    assert [here["processor"] == "other" for here in history["machines"]] == [False, True]
+    assert history["precision"] == "float32" and same(net.state_dict(), straight[0].state_dict())
+
+
 def test_another_seed_trains_other_weights_and_the_callers_generator_is_left_alone(straight, tmp_path):
     torch.manual_seed(5)
     net, _ = train(replace(TINY, seed=1), folder=tmp_path, data=DATA, progress=False)
@@ -162,6 +200,81 @@ def test_shuffled_labels_are_the_same_labels_in_another_order(tmp_path):
     assert np.array_equal(np.bincount(labels), np.bincount(DATA["train"][1]))
     again = training._loaders(run, DATA, "cpu")["train"].labels.numpy()
     assert np.array_equal(labels, again)
+
+
+ALL = replace(
+    TINY,
+    name="all",
+    network={**NETWORK, "dropout": 0.3},
+    epochs=2,
+    weight_decay=0.05,
+    label_smoothing=0.2,
+    shift=3,
+    init_std="he",
+    warm_up=0.3,
+    snapshots=(),
+    mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.25, 0.3),
+)
+
+
+def by_hand(config, images, labels) -> list[dict]:
+    """The weights after each epoch, by torch's own optimizer and numpy's own padding."""
+    net = start_network(config).train()
+    options = dict(momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay)
+    sgd, shift, count, seen = torch.optim.SGD(net.parameters(), lr=1.0, **options), config.shift, len(images), []
+    steps = -(-count // config.batch_size)
+    around = np.pad(images / 255, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="reflect")
+    for epoch in range(config.epochs):
+        draw = np.random.default_rng([config.seed, epoch])
+        order, corners = draw.permutation(count), draw.integers(0, 1, (2, count))
+        (top, left), mirrored = (
+            corners + draw.integers(-shift, shift + 1, (2, count)) + shift,
+            draw.integers(0, 2, count),
+        )
+        cut = [around[n, y : y + 32, x : x + 32] for n, y, x in zip(order, top, left, strict=True)]
+        cut = [picture[:, ::-1] if flip else picture for picture, flip in zip(cut, mirrored, strict=True)]
+        inputs = torch.tensor((np.stack(cut) - config.mean) / config.std).permute(0, 3, 1, 2).float()
+        for step, some in enumerate(torch.arange(count).split(config.batch_size)):
+            torch.manual_seed(config.seed * 1_000_003 + epoch * steps + step)
+            sgd.param_groups[0]["lr"] = rate(config, epoch * steps + step, steps, [])
+            wanted, smooth = torch.tensor(labels[order])[some], config.label_smoothing
+            sgd.zero_grad()
+            torch.nn.functional.cross_entropy(net(inputs[some]), wanted, label_smoothing=smooth).backward()
+            sgd.step()
+        seen.append({key: tensor.clone() for key, tensor in net.state_dict().items()})
+    return seen
+
+
+def test_a_training_is_a_plain_loop_of_torchs_own_parts(tmp_path):
+    config, seen = replace(ALL, seed=3), []
+
+    def keep(epoch, net):
+        seen.append({key: tensor.clone() for key, tensor in net.state_dict().items()})
+
+    train(config, folder=tmp_path, data=DATA, progress=False, callback=keep)
+    for ours, theirs in zip(seen, by_hand(config, *DATA["train"][:2]), strict=True):
+        for key in theirs:
+            torch.testing.assert_close(
+                ours[key], theirs[key], rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
+            )
+
+
+@pytest.mark.parametrize("name, value", [
+    ("weight_decay", 0.0), ("nesterov", False), ("momentum", 0.8), ("label_smoothing", 0.0), ("shift", 0),
+    ("flip", False), ("network", {**NETWORK, "dropout": 0.0}), ("batch_size", 9), ("lr", 0.03),
+])  # fmt: skip
+def test_each_of_these_parts_changes_the_weights_by_more_than_that(name, value):
+    images, labels = DATA["train"][:2]
+    runs = []
+    for config in (ALL, replace(ALL, **{name: value})):
+        run = training._begin(config, DATA, "cpu", training.Path("none"))
+        batches = training._loaders(run, DATA, "cpu")["train"].batches()
+        for batch, _ in zip(batches, range(2), strict=False):
+            run.net.train()
+            training._step(run, *batch, 5)
+        runs.append(run.net.conv1.weight.detach().clone())
+    assert not torch.allclose(*runs, rtol=1e-3, atol=1e-5)
 
 
 def test_one_cycle_is_torchs():
@@ -242,6 +355,7 @@ def test_every_config_is_json_checked_and_comes_back_the_same():
         (dict(init_std=(0.01, "he", "he", "he", "xavier")), ["xavier", "'he'"]),
         (dict(init_std=(0.01, "he")), ["(0.01, 'he')", "each of 5"]),
         (dict(epochs=0), ["epochs", "0"]),
+        (dict(images=0), ["images", "0"]),
         (dict(snapshots=(1, 9)), ["9", "1 to 3"]),
         (dict(network={**NETWORK, "norm": "group"}), ["group", "lrn, batch, none"]),
         (dict(dataset="no-such-set"), ["no-such-set", "menagerie"]),
@@ -300,12 +414,13 @@ def test_the_command_line_trains_changes_fields_and_refuses(tmp_path, monkeypatc
     monkeypatch.setitem(CONFIGS, "tiny", TINY)
     monkeypatch.setattr(training, "load_images", lambda name, split, size: DATA[split])
     monkeypatch.setattr(training, "cache_dir", lambda: tmp_path)
-    assert training.main(["tiny", "--set", "epochs=1", "--set", "network.fc=[8, 8]", "--set", "snapshots=[1]"]) == 0
+    changes = ["--set", "epochs=1", "--set", "network.fc=[8, 8]", "--set", "snapshots=[1]"]
+    assert door.train_command(["tiny", *changes]) == 0
     assert "test images are right" in capsys.readouterr().out
     assert len(list(tmp_path.glob("training/tiny-*/checkpoint.safetensors"))) == 1
     for args, word in (["nothing"], "zfnet-menagerie"), (["tiny", "--set", "speed=1"], "batch_size"):
         with pytest.raises(ValueError, match=word) as error:
-            training.main(args)
+            door.train_command(args)
         assert "\n" not in str(error.value)
 
 

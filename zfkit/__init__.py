@@ -1,8 +1,6 @@
 """zfkit: the helper module of the Zeiler & Fergus notebooks. The names below are kept; the rest may move."""
 
-import sys
 from importlib import import_module
-from types import ModuleType
 
 _HOMES = {
     "load_network": "weights",
@@ -10,12 +8,12 @@ _HOMES = {
     "load_images": "datasets",
     "zfnet": "networks",
     "alexnet": "networks",
-    "receptive_field": "geometry",
-    "feature_maps": "deconvnet",
+    "receptive_field": "fields",
+    "feature_maps": "forward",
     "project": "deconvnet",
-    "strongest": "strongest",
+    "strongest": "search",
     "occlusion_maps": "occlusion",
-    "record": "claims",
+    "record": "verdicts",
 }
 __all__ = list(_HOMES)
 
@@ -29,13 +27,3 @@ def __getattr__(name: str):
 
 def __dir__():
     return sorted([*globals(), *__all__])
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name, value):
-        """Importing a module named like its function does not hide the function."""
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,33 +1,28 @@
-"""The deconvnet of ZF 2013, sec. 2.1: one unit's activation sent back to the pixels, by two routes.
+"""The deconvnet of ZF 2013, sec. 2.1: a unit's activation sent back to the pixels, two ways.
 
-The mirror walks down a chain of layers in explicit steps: unpool, rectify, transposed filter. The gradient
-route is a backward pass in which every ReLU rectifies the signal; it also takes networks with branches.
+The mirror walks down a chain of layers in explicit steps: unpool, rectify, transposed filter.
+The gradient route is a backward pass in which every ReLU rectifies the signal; it also takes
+networks with branches.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .forward import Calls, evaluating, hooked, module_at_work, place, run_to
-from .geometry import resolve
+from .chain import NotAChain, Step, kind, sliding, steps_to
+from .forward import CHUNK, check_images, evaluating
+from .geometry import needed, resolve
 from .gradient import gradient_route
-from .normalization import ContrastNormalization
-from .switches import OVERLAPS, pool_with_switches, unpool
+from .switches import OVERLAPS, unpool
 
-CHUNK = 32  # images at once, which bounds the memory
 CHOICES = {
     "overlap": OVERLAPS,
     "lrn": ("skip", "derivative"),
     "route": ("auto", "mirror", "gradient"),
     "rule": ("deconvnet", "guided", "gradient"),
 }
-
-
-class NotAChain(ValueError):
-    """The mirror cannot walk down this network: it branches, reuses a module or holds an unknown one."""
 
 
 def project(
@@ -45,26 +40,43 @@ def project(
 ) -> Tensor:
     """The pictures (N, 3, H, W), signed, that one unit of `layer` in each image projects to.
 
-    normalized: float (N, 3, H, W).    layer: a stage of our networks or any module's qualified name; of a
-    module used more than once the first use.    channel: one for all or one per image.
-    position: (row, col), for all or one per image; None takes each image's strongest, of equals the first.
+    normalized: float (N, 3, H, W).    layer: a stage of our networks or any module's qualified
+    name; of a module used more than once the first use.    channel: one for all or one per
+    image.
+    position: (row, col), for all or one per image; None takes each image's strongest, of equals
+    the first.
     start: value at the unit, for all or one per image; None takes the activation itself.
-    overlap: "sum" or "max", see `switches.unpool`.    lrn: "skip" passes contrast normalisation straight
-    through, as the authors did; "derivative" differentiates it.
-    route: "mirror" (explicit steps, chains only), "gradient" (autograd with the ReLU's backward replaced: where
-    branches meet again their signals add up, unrectified) or "auto": the mirror wherever it applies.
-    rule: what a ReLU does on the way down; "deconvnet" rectifies the signal, "gradient" masks it by the
-    forward pass, "guided" does both. The last two always take the gradient route.
-    The network is evaluated in eval mode and left as it was. Biases play no part; pixels are not rectified.
-    Raises ValueError for an unknown layer or option, a unit outside the layer, or a network that neither
-    route can take (functional ReLU, another activation); NotAChain where the mirror alone cannot.
+    overlap: "sum" or "max", see `switches.unpool`.    lrn: "skip" passes contrast normalisation
+    straight through, as the authors did; "derivative" differentiates it.
+    route: "mirror" (explicit steps, chains only), "gradient" (autograd with the ReLU's backward
+    replaced: where branches meet again their signals add up, unrectified) or "auto": the mirror
+    wherever it applies.
+    rule: what a ReLU does on the way down; "deconvnet" rectifies the signal, "gradient" masks
+    it by the forward pass, "guided" does both. The last two always take the gradient route.
+    The network is evaluated in eval mode and left as it was. Biases play no part; pixels are
+    not rectified. In flat regions of an image the maxima of a pool are equal in exact
+    arithmetic. There rounding decides the switch, and the picture may differ between
+    implementations of the convolution: another batch size, memory format, number of threads or
+    processor. Of values equal to the bit the first in reading order counts.
+    Raises ValueError for an unknown layer or option, a unit outside the layer, or a network
+    that neither route can take (functional ReLU, another activation); NotAChain where the
+    mirror alone cannot.
+    Source: ZF 2013, sec. 2.1.
+
+    >>> import torch, zfkit
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, (1, 2), bias=False), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+    >>> net[0].weight.data = torch.tensor([[[[1.0, -2.0]]]])
+    >>> image = torch.tensor([[[[0.0, 3.0, 0.0], [0.0, 5.0, 1.0]]]])
+    >>> zfkit.project(net, image, "2", channel=0)  # the maximum, 3, is switched to row 0, column 1
+    tensor([[[[ 0.,  3., -6.],
+              [ 0.,  0.,  0.]]]])
     """
     _check(normalized, overlap=overlap, lrn=lrn, route=route, rule=rule)
     if rule != "deconvnet" and route == "mirror":
         raise ValueError(f"rule {rule!r} needs the forward pass at every ReLU: use route='gradient'")
     name, count, pictures = resolve(net, layer), len(normalized), []
-    unit = [_for_each("channel", channel, count), _for_each("position", position, count, (2,))]
-    unit.append(_for_each("start", start, count))
+    asked = ("channel", channel, ()), ("position", position, (2,)), ("start", start, ())
+    unit = [_for_each(what, wish, count, shape) for what, wish, shape in asked]
     walk = {"mirror": _mirror, "gradient": gradient_route, "auto": _mirror_or_gradient}[route]
     walk = walk if rule == "deconvnet" else partial(gradient_route, rule=rule)
     with torch.inference_mode(False), evaluating(net):
@@ -74,28 +86,7 @@ def project(
     return torch.cat(pictures)
 
 
-def feature_maps(net: nn.Module, normalized: Tensor, layers) -> dict[str, Tensor]:
-    """The maps of each layer, {layer: (N, C, h, w)}, or (N, units) behind the Flatten; in eval mode.
-
-    Of a module used more than once the first use. Raises ValueError for a layer that the network lacks.
-    """
-    _check(normalized)
-    names = {layer: resolve(net, layer) for layer in layers}
-    with evaluating(net), torch.no_grad():
-        chunks = [run_to(net, images, set(names.values())) for images in normalized.split(CHUNK)]
-    return {layer: torch.cat([found[name] for found in chunks]) for layer, name in names.items()}
-
-
-# --- the mirror: one step per layer -------------------------------------------------------------------------
-
-
-class Step(NamedTuple):
-    """A layer of the way up, with what the way down needs to know of it."""
-
-    name: str
-    module: nn.Module
-    size: torch.Size  # of the map below: the layer above does not determine it
-    kept: Tensor | None  # a pool's switches, or the maps that entered a contrast normalisation
+# --- the mirror: one step per layer -----------------------------------------------------------
 
 
 def _mirror(net, images, name, seed, overlap, lrn) -> Tensor:
@@ -116,23 +107,24 @@ def _mirror_or_gradient(*walk) -> Tensor:
 
 def _down(step: Step, signal: Tensor, overlap: str, lrn: str) -> Tensor:
     """The signal below a layer, given the signal above it."""
-    match module := step.module:
-        case nn.Conv2d(padding_mode="zeros", padding=tuple()):
-            return transposed_filter(signal, module, step.size)
-        case nn.ReLU():
+    module = step.module
+    match kind(module).down:
+        case "filter":
+            return transposed_filter(signal, module, step.below)
+        case "rectify":
             return rectify(signal)
-        case nn.MaxPool2d():
-            return unpool(signal, step.kept, step.size[2:], overlap)
-        case nn.LocalResponseNorm():
+        case "unpool":
+            return unpool(signal, step.kept, step.below[2:], overlap)
+        case "contrast":
             return signal if lrn == "skip" else _adjoint(module, step.kept, signal)
-        case nn.BatchNorm1d() | nn.BatchNorm2d() if module.track_running_stats:
+        case "scale":
             return signal * folded_scale(module).view(-1, *[1] * (signal.dim() - 2))
-        case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
-            return _adjoint(module, signal.new_zeros(step.size), signal)
-        case nn.Linear():
+        case "mean":
+            return _adjoint(module, signal.new_zeros(step.below), signal)
+        case "linear":
             return signal @ module.weight
-        case nn.Flatten() | nn.Dropout() | nn.Dropout2d() | nn.Identity():
-            return signal.reshape(step.size)
+        case "reshape":
+            return signal.reshape(step.below)
     raise NotAChain(f"the mirror has no step for module {step.name!r}, {module}")
 
 
@@ -142,17 +134,18 @@ def rectify(signal: Tensor) -> Tensor:
 
 
 def transposed_filter(signal: Tensor, conv: nn.Conv2d, size: torch.Size) -> Tensor:
-    """The signal filtered with the transposed filters of `conv`, without bias, to maps of `size`."""
-    taps = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    reached = [
-        (n - 1) * s - 2 * p + t for n, s, p, t in zip(signal.shape[2:], conv.stride, conv.padding, taps, strict=True)
-    ]
-    rest = [below - most for below, most in zip(size[2:], reached, strict=True)]  # rows that no filter read
-    return F.conv_transpose2d(signal, conv.weight, None, conv.stride, conv.padding, rest, conv.groups, conv.dilation)
+    """The signal through the transposed filters of `conv`, without bias, to maps of `size`."""
+    axes, rest, sides = sliding(conv), [], tuple(size[2:])
+    for units, side, (taps, stride, padding, dilation) in zip(signal.shape[2:], sides, axes):
+        first, end = needed((0, units), taps, stride, padding, dilation)
+        rest.append(max(0, side - (end - first - 2 * padding)))  # rows that no filter read
+    padding = [axis[2] for axis in axes]
+    whole = F.conv_transpose2d(signal, conv.weight, None, conv.stride, padding, rest, conv.groups, conv.dilation)
+    return whole[:, :, : sides[0], : sides[1]]  # padding="same" may add a row more behind than in front
 
 
 def folded_scale(norm: nn.BatchNorm2d) -> Tensor:
-    """Factor per channel that batch normalisation puts on its convolution's filters, sign included."""
+    """Factor per channel that batch normalisation puts on its filters, sign included."""
     scale = (norm.running_var + norm.eps).rsqrt()
     return scale if norm.weight is None else scale * norm.weight
 
@@ -164,53 +157,7 @@ def _adjoint(function, below: Tensor, signal: Tensor) -> Tensor:
         return torch.autograd.grad(function(below), below, signal)[0]
 
 
-def steps_to(net: nn.Module, images: Tensor, name: str) -> tuple[list[Step], Tensor]:
-    """The layers from the pixels up to module `name` ("": the whole network), and its maps.
-
-    Raises NotAChain unless each layer takes what the last gave.
-    """
-    steps, top = [], images
-    names = {module: key for key, module in net.named_modules()}
-
-    def climb(label, module, below, above):
-        nonlocal top
-        if below is not top or any(module is step.module for step in steps):
-            raise NotAChain(f"the mirror needs a chain: {label!r} is used twice or takes an earlier layer's output")
-        steps.append(Step(label, module, below.shape, _kept(module, below)))
-        top = above
-
-    def between(function, arguments, named):
-        result = function(*arguments, **named)
-        tensors = [one for one in (result if isinstance(result, tuple) else [result]) if isinstance(one, Tensor)]
-        if not tensors or _is_leaf(module_at_work()):
-            return result
-        if function.__name__ not in ("flatten", "view", "reshape"):
-            raise NotAChain(f"the mirror knows modules only, not {function.__name__}() {place(names)}")
-        climb(f"{function.__name__}()", nn.Flatten(), arguments[0], result)
-        return result
-
-    def after(module, inputs, output):
-        if not type(module).__module__.startswith("torch.nn.") and type(module) is not ContrastNormalization:
-            raise NotAChain(f"the mirror has no step for module {names[module]!r}, {type(module).__name__}")
-        climb(names[module], module, inputs[0], output)
-
-    with hooked(filter(_is_leaf, names), after), Calls(between):
-        maps = run_to(net, images, {name})[name]
-    return steps, maps
-
-
-def _is_leaf(module) -> bool:
-    return not any(module.children())
-
-
-def _kept(module, below) -> Tensor | None:
-    if isinstance(module, nn.MaxPool2d):
-        geometry = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
-        return pool_with_switches(below, *geometry)[1]
-    return below if isinstance(module, nn.LocalResponseNorm) else None
-
-
-# --- the unit to start from, and bad input ------------------------------------------------------------------
+# --- the unit to start from, and bad input ----------------------------------------------------
 
 
 def _seed(layer, channel, position, start, maps) -> Tensor:
@@ -257,7 +204,4 @@ def _check(normalized, **options):
     for option, value in options.items():
         if value not in CHOICES[option]:
             raise ValueError(f"unknown {option} {value!r}; valid: {', '.join(CHOICES[option])}")
-    tensor = isinstance(normalized, Tensor)
-    kind, size = (normalized.dtype, tuple(normalized.shape)) if tensor else (type(normalized).__name__, ())
-    if not tensor or not kind.is_floating_point or len(size) != 4 or not size[0]:
-        raise ValueError(f"normalized must be a float tensor (N, 3, H, W), N > 0, not {kind} {size or ''}")
+    check_images(normalized)

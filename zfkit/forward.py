@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .geometry import resolve
+
+CHUNK = 32  # images at once, which bounds the memory
 LIBRARIES = Path(torch.__file__).parent, Path(__file__).parent  # no user's code
 SAME_VALUES = set("view reshape flatten squeeze unsqueeze contiguous clone to float double __get__".split())
 
@@ -20,6 +23,7 @@ def evaluating(net: nn.Module):
     for module in modes:
         if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
             raise ValueError(f"a compiled {type(module).__name__} hides its layers: give the plain network")
+    _check_statistics(net)
     try:
         for module in modes:
             module.training = False
@@ -182,3 +186,36 @@ def _frames():
     frame = sys._getframe(1)
     while frame := frame.f_back:
         yield frame
+
+
+def feature_maps(net: nn.Module, normalized: Tensor, layers) -> dict[str, Tensor]:
+    """The maps of each layer, {layer: (N, C, h, w)}, or (N, units) behind the Flatten; in eval mode.
+
+    Of a module used more than once the first use. Raises ValueError for a layer that the network lacks.
+
+    >>> import torch, zfkit
+    >>> net = zfkit.zfnet(10, size=80, fc=(16, 16))
+    >>> maps = zfkit.feature_maps(net, torch.zeros(2, 3, 80, 80), ["conv1", "fc7"])
+    >>> {layer: tuple(maps[layer].shape) for layer in maps}
+    {'conv1': (2, 96, 38, 38), 'fc7': (2, 16)}
+    """
+    check_images(normalized)
+    names = {layer: resolve(net, layer) for layer in layers}
+    with evaluating(net), torch.no_grad():
+        chunks = [run_to(net, images, set(names.values())) for images in normalized.split(CHUNK)]
+    return {layer: torch.cat([found[name] for found in chunks]) for layer, name in names.items()}
+
+
+def _check_statistics(net: nn.Module):
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            reason = "it keeps no running statistics, so the images would change each other"
+            raise ValueError(f"module {name!r} normalises over its batch: {reason}")
+
+
+def check_images(normalized):
+    """Nothing; ValueError for what is no float tensor (N, 3, H, W), N > 0."""
+    tensor = isinstance(normalized, Tensor)
+    kind, size = (normalized.dtype, tuple(normalized.shape)) if tensor else (type(normalized).__name__, ())
+    if not tensor or not kind.is_floating_point or len(size) != 4 or not size[0]:
+        raise ValueError(f"normalized must be a float tensor (N, 3, H, W), N > 0, not {kind} {size or ''}")

@@ -78,7 +78,67 @@ def alexnet(
     return _chain("alexnet", dict(locals()), norm_after_pool=False)
 
 
-BUILDERS = {"zfnet": zfnet, "alexnet": alexnet}
+def vgg(
+    num_classes=1000,
+    *,
+    size=224,
+    blocks=((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+    fc=(4096, 4096),
+    norm="none",
+    dropout=0.5,
+) -> Chain:
+    """The networks of Simonyan & Zisserman 2014: blocks of 3x3 convolutions, each ended by 2x2 max pooling at stride 2.
+
+    The defaults are VGG16, 138,357,544 parameters. Layers are conv1_1, conv1_2, pool1, ...; the classifier's go on
+    from the number after the last block's: fc6, fc7, fc8 behind five blocks.
+    num_classes: None builds the convolutions only.    size: side of the input in pixels.
+    blocks: channels of each convolution, a tuple a block; fc: units of the hidden layers.
+    norm: "batch" (after every convolution, before its ReLU) or "none".
+    Raises ValueError for arguments that make no network.
+
+    >>> list(vgg(16, size=80, blocks=((16, 16), (32, 32)), fc=(64,)).stages)
+    ['conv1_1', 'conv1_2', 'pool1', 'conv2_1', 'conv2_2', 'pool2', 'fc3', 'fc4']
+    """
+    config = dict(builder="vgg", **_as_lists(locals()))
+    _check_vgg(config)
+    modules, stages, maps = OrderedDict(), {}, 3
+    for n, channels in enumerate(blocks, 1):
+        for k, count in enumerate(channels, 1):
+            modules[f"conv{n}_{k}"], maps = nn.Conv2d(maps, count, 3, padding=1), count
+            if norm == "batch":
+                modules[f"bn{n}_{k}"] = nn.BatchNorm2d(count)
+            modules[f"relu{n}_{k}"], stages[f"conv{n}_{k}"] = nn.ReLU(), f"relu{n}_{k}"
+        modules[f"pool{n}"], stages[f"pool{n}"] = nn.MaxPool2d(2), f"pool{n}"
+    if num_classes is not None:
+        units = dict(enumerate(fc, len(blocks) + 1))
+        side = size >> len(blocks)
+        _add_classifier(modules, stages, maps * side * side, units, num_classes, dropout)
+    return Chain(modules, stages, config)
+
+
+def _check_vgg(a: dict):
+    if not a["blocks"] or any(not isinstance(block, list) or not block for block in a["blocks"]):
+        raise ValueError(f"blocks must hold the channels of each block's convolutions, not {a['blocks']!r}")
+    if a["size"] >> len(a["blocks"]) < 1:
+        raise ValueError(f"size {a['size']} is too small for {len(a['blocks'])} blocks: the last map would be empty")
+    if a["norm"] not in ("batch", "none"):
+        raise ValueError(f"unknown norm {a['norm']!r}; valid: batch, none")
+    _check_dropout(a["dropout"])
+
+
+def _check_dropout(dropout):
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), not {dropout!r}")
+
+
+def _as_lists(value):
+    """Tuples as lists, at any depth, as JSON would give them back."""
+    if isinstance(value, dict):
+        return {name: _as_lists(inner) for name, inner in value.items()}
+    return [_as_lists(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+
+BUILDERS = {"zfnet": zfnet, "alexnet": alexnet, "vgg": vgg}
 
 
 def build(config: dict) -> Chain:
@@ -94,7 +154,7 @@ def build(config: dict) -> Chain:
 
 
 def _chain(builder: str, a: dict, norm_after_pool: bool) -> Chain:
-    a = {name: list(value) if isinstance(value, (tuple, list)) else value for name, value in a.items()}
+    a = _as_lists(a)
     _check(a)
     modules, stages = OrderedDict(), {}
     maps, side = 3, a["size"]
@@ -102,7 +162,8 @@ def _chain(builder: str, a: dict, norm_after_pool: bool) -> Chain:
         side = _add_convolution(modules, stages, a, n, maps, side, norm_after_pool)
         maps = a["channels"][n - 1]
     if a["num_classes"] is not None:
-        _add_classifier(modules, stages, a, maps * side * side)
+        units = {n: count for n, count in zip((6, 7), a["fc"], strict=True) if n not in a["without"]}
+        _add_classifier(modules, stages, maps * side * side, units, a["num_classes"], a["dropout"], last=8)
     return Chain(modules, stages, {"builder": builder, **a})
 
 
@@ -148,18 +209,18 @@ def _contrast_normalization(a) -> ContrastNormalization:
     return ContrastNormalization(5, alpha=1e-4, beta=0.75, k=a.get("lrn_k", 2.0))
 
 
-def _add_classifier(modules, stages, a, width):
+def _add_classifier(modules, stages, width, units: dict, num_classes, dropout, last=None):
+    """Append hidden layers (number -> units) and the class scores, as layer `last` (default: the next number)."""
     modules["flatten"] = nn.Flatten()
-    for n, units in zip((6, 7), a["fc"], strict=True):
-        if n in a["without"]:
-            continue
-        modules[f"fc{n}"], modules[f"relu{n}"] = nn.Linear(width, units), nn.ReLU()
+    for n, count in units.items():
+        modules[f"fc{n}"], modules[f"relu{n}"] = nn.Linear(width, count), nn.ReLU()
         stages[f"fc{n}"] = f"relu{n}"
-        if a["dropout"]:
-            modules[f"drop{n}"] = nn.Dropout(a["dropout"])
-        width = units
-    modules["fc8"] = nn.Linear(width, a["num_classes"])
-    stages["fc8"] = "fc8"
+        if dropout:
+            modules[f"drop{n}"] = nn.Dropout(dropout)
+        width = count
+    top = f"fc{last or max(units) + 1}"
+    modules[top] = nn.Linear(width, num_classes)
+    stages[top] = top
 
 
 def _check(a: dict):
@@ -173,8 +234,7 @@ def _check(a: dict):
             raise ValueError(f"{name} names layer {min(wrong)!r}; valid: 1 to 5")
     if wrong := set(a["without"]) - {2, 3, 4, 5, 6, 7}:
         raise ValueError(f"without names layer {min(wrong)!r}; valid: 2 to 7")
-    if not 0 <= a["dropout"] < 1:
-        raise ValueError(f"dropout must lie in [0, 1), not {a['dropout']!r}")
+    _check_dropout(a["dropout"])
     groups = a.get("groups", 1)
     if groups < 1 or any(count % groups for count in a["channels"]):
         raise ValueError(f"groups {groups} must divide every number of channels {a['channels']}")

@@ -1,10 +1,10 @@
-"""Train a network: recipes as data, one loop, checkpoints from which a killed run goes on bit for bit.
+"""Train a network: recipes as data, one loop, checkpoints from which a killed run goes on.
 
-Everything random is keyed by (seed, epoch) or (seed, step), and the rate is a function of the step or of the history:
-a checkpoint holds weights, momentum and counts, and needs no state of a generator or a scheduler.
+It goes on bit for bit. Everything random is keyed by (seed, epoch) or (seed, step), and the
+rate is a function of the step or of the history: a checkpoint holds weights, momentum and
+counts, and needs no state of a generator or a scheduler.
 """
 
-import argparse
 import math
 import os
 import signal
@@ -16,38 +16,50 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from .datasets import load_images
 from .files import cache_dir, read_tensors, write_tensors
 from .loaders import Loader
-from .networks import Chain, build
-from .recipes import CONFIGS, Config, changed, check, fingerprint, starts_of
+from .machine import machine, precision_on
+from .networks import Chain
+from .recipes import Config, check, fingerprint, rate, resolved, rms_clip, start_network
 
 CHECKPOINT_S = 60.0  # seconds of work that a killed run loses at most
 CHECKPOINT = "checkpoint.safetensors"
 SPLITS = ("train", "validation", "test")
+NO_TIME = dict(seconds=0.0, cpu_seconds=0.0)
 
 
 def train(config, *, device="cpu", folder=None, callback=None, progress=True, data=None):
     """The trained network in eval mode, and its history: a dict that JSON can hold.
 
-    folder: where the checkpoint lies (at least every minute and after each epoch); None: data/cache/training. A run
-    that was stopped, by Ctrl-C or kill -9, goes on from there to the same bits; a finished one is only read.
-    callback(epoch, net): called after each epoch (1, 2, ...) that this call trains, net in eval mode.
-    data: split -> images, labels, classes; None: `load_images` by the config's name.
-    Weights are rounded to float16 at the end, as they are shipped, and only then meet the test split.
-    Raises ValueError for a config that cannot be run or a checkpoint that is not its own.
+    folder: where the checkpoint lies (at least every minute and after each epoch); None:
+    data/cache/training. A run that was stopped, by Ctrl-C or kill -9, goes on from there to the
+    same bits; a finished one is only read.
+    callback(epoch, net): called after each epoch (1, 2, ...) that this call trains; net in eval
+    mode.    data: split -> images, labels, classes; None: `load_images` by the config's name.
+    history: `parameters` as they resolved, `precision` as run, `machines` it ran on, `epochs`.
+    Weights are rounded to float16 at the end, as they are shipped, and only then meet the test
+    split. Raises ValueError for a config that cannot be run or a checkpoint of another.
+
+    >>> config = recipes.changed("zfnet-menagerie", ["epochs=3", "snapshots=[]"])
+    >>> net, history = train(config, callback=series.recorder("build/three", (1, 2, 3)))
+    >>> [row["validation_accuracy"] for row in history["epochs"]]  # of epochs 1, 2, 3
     """
-    run = fit(config, device=device, folder=folder, callback=callback, progress=progress, data=data)
+    options = dict(device=device, folder=folder, callback=callback, progress=progress)
+    run = fit(config, data=data, **options)
     return run.net, run.history
 
 
 @dataclass
 class Run:
-    """A training under way: what a checkpoint holds. sums: loss and hits over the images of the current epoch."""
+    """A training under way: what a checkpoint holds.
+
+    sums: loss and hits over the images of the current epoch.
+    """
 
     config: Config
     path: Path
@@ -55,45 +67,50 @@ class Run:
     net: Chain
     optimizer: torch.optim.SGD
     sums: Tensor
-    counts: dict = field(default_factory=lambda: dict(epoch=0, step=0, seconds=0.0, cpu_seconds=0.0))
-    history: dict = field(default_factory=lambda: dict(epochs=[]))
+    counts: dict = field(default_factory=lambda: dict(epoch=0, step=0, **NO_TIME))
+    history: dict = field(default_factory=lambda: dict(epochs=[], machines=[]))
     snapshots: dict = field(default_factory=dict)
     saved: float = field(default_factory=time.monotonic)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live tensors of net and optimizer; a momentum buffer that is not there yet is made, at 0."""
-        tensors = {f"net/{key}": tensor for key, tensor in self.net.state_dict().items()} | {"sums": self.sums}
-        for name, p in self.net.named_parameters():  # zeros_like keeps the memory format, as SGD does
-            buffer = self.optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p).detach())
+        """The live tensors of net and optimizer; a momentum buffer that lacks is made, at 0."""
+        tensors = {f"net/{key}": tensor for key, tensor in self.net.state_dict().items()}
+        for name, p in self.net.named_parameters():
+            empty = torch.zeros_like(p).detach()  # in the same memory format, as SGD makes it
+            buffer = self.optimizer.state[p].setdefault("momentum_buffer", empty)
             tensors[f"momentum/{name}"] = buffer
-        return tensors
+        return tensors | {"sums": self.sums}
 
     def save(self):
         """Write the checkpoint by atomic rename."""
-        write_tensors(self.path, self.tensors() | self.snapshots, dict(counts=self.counts, history=self.history))
+        about = dict(counts=self.counts, history=self.history)
+        write_tensors(self.path, self.tensors() | self.snapshots, about)
         self.saved = time.monotonic()
 
     def restore(self, mark: str):
-        """Take over the checkpoint; ValueError if it is not of the training that the fingerprint names."""
+        """Take over the checkpoint; ValueError if its training is not that of `mark`."""
         kept, about = read_tensors(self.path)
         if about.get("history", {}).get("fingerprint") != mark:
-            raise ValueError(f"{self.path}: made by another config or data set than {self.config.name} {mark}")
+            training = f"{self.config.name} {mark}"
+            raise ValueError(f"{self.path}: made by another config or data set than {training}")
         for name, tensor in self.tensors().items():
             tensor.copy_(kept.pop(name))
         self.counts, self.history, self.snapshots = about["counts"], about["history"], kept
+        self.precision = self.history["precision"]  # as the run began, on any processor
 
 
 def fit(config, *, device="cpu", folder=None, callback=None, progress=True, data=None) -> Run:
     """The finished run of `train`, with its snapshots: "epochNN/conv1.weight" -> tensor."""
     check(config)
-    data = data or {split: load_images(config.dataset, split, config.size) for split in SPLITS}
+    limits = dict(train=config.images)
+    data = data or {s: load_images(config.dataset, s, config.size, limits.get(s)) for s in SPLITS}
     folder, images = Path(folder or run_folder(config, data["train"])), len(data["train"][0])
-    total = config.epochs * images
+    total, size = config.epochs * images, config.batch_size
     with torch.random.fork_rng(), interrupts() as stopped:
         run = _begin(config, data, device, folder / CHECKPOINT)
         loaders = _loaders(run, data, device)
         with tqdm(total=total, unit=" images", desc=config.name, disable=not progress) as bar:
-            bar.update(min(run.counts["epoch"] * images + run.counts["step"] * config.batch_size, total))
+            bar.update(min(run.counts["epoch"] * images + run.counts["step"] * size, total))
             while run.counts["epoch"] < config.epochs:
                 _train_epoch(run, loaders["train"], bar, stopped)
                 _end_epoch(run, loaders["validation"], images)
@@ -110,45 +127,49 @@ def run_folder(config, images) -> Path:
     return cache_dir() / "training" / f"{config.name}-{fingerprint(config, images)}"
 
 
+def identity(config) -> str:
+    """Ten hex digits that name config, recipe version and data by few images.
+
+    So that kept weights are found without the whole set.
+    """
+    return fingerprint(config, load_images(config.dataset, "train", config.size, limit=16))
+
+
 def _begin(config, data, device, path) -> Run:
     net = start_network(config).to(device, memory_format=torch.channels_last)
-    options = {name: getattr(config, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
-    sgd, precision = torch.optim.SGD(net.parameters(), **options), _precision(config, device)
+    names = "lr", "momentum", "nesterov", "weight_decay"
+    sgd = torch.optim.SGD(net.parameters(), **{name: getattr(config, name) for name in names})
+    precision = precision_on(device, config.precision)
     run = Run(config, path, precision, net, sgd, torch.zeros(2, device=device))
-    mark, mean = fingerprint(config, data["train"]), config.mean and list(config.mean)
+    mark = fingerprint(config, data["train"])
     if path.exists():
         run.restore(mark)
-        return run
-    mean = mean or (np.mean(data["train"][0], axis=(0, 1, 2)) / 255).tolist()
-    run.history |= dict(fingerprint=mark, mean=mean, std=list(config.std), precision=precision)
-    run.history |= {f"{split}_images": len(data[split][0]) for split in SPLITS}
-    run.history["classes"] = list(data["train"][2])
+    else:
+        run.history |= dict(fingerprint=mark) | _outset(run, data)
+    machines = run.history.setdefault("machines", [])
+    if run.counts["epoch"] < config.epochs and (here := machine(device)) not in machines:
+        machines.append(here)
     return run
 
 
-def start_network(config) -> Chain:
-    """The network from which the config's training starts (also the control "untrained"); its seed alone decides."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(config.seed)
-        net = build(config.network)
-        starts = iter(starts_of(config, len([module for module in net if isinstance(module, nn.Conv2d)])))
-        for module in net:
-            std = next(starts) if isinstance(module, nn.Conv2d) else config.fc_init_std
-            if isinstance(module, nn.Conv2d | nn.Linear) and std is not None:
-                inputs = module.weight[0].numel()
-                module.weight.normal_(0, math.sqrt(2 / inputs) if std == "he" else std)
-                module.bias.zero_()
-    return net
+def _outset(run, data) -> dict:
+    """Of the history: what the config leaves to the data and the device, and all parameters."""
+    mean = run.config.mean or (np.mean(data["train"][0], axis=(0, 1, 2)) / 255).tolist()
+    decided = dict(mean=list(mean), std=list(run.config.std), precision=run.precision)
+    counts = {f"{split}_images": len(data[split][0]) for split in SPLITS}
+    parameters = resolved(run.config, run.net) | decided
+    return decided | counts | dict(classes=list(data["train"][2]), parameters=parameters)
 
 
 def _loaders(run, data, device) -> dict[str, Loader]:
-    config, common = run.config, dict(mean=run.history["mean"], std=run.history["std"], device=device)
-    images, labels = data["train"][:2]
+    config, (images, labels) = run.config, data["train"][:2]
+    common = dict(mean=run.history["mean"], std=run.history["std"], device=device)
     if config.shuffled_labels:
         labels = np.random.default_rng(config.seed).permutation(labels)
-    shaken = dict(shift=config.shift, flip=config.flip, seed=config.seed)
-    loaders = {split: Loader(*data[split][:2], 256, shuffle=False, **common) for split in SPLITS[1:]}
-    return loaders | dict(train=Loader(images, labels, config.batch_size, **shaken, **common))
+    shaken = common | dict(shift=config.shift, flip=config.flip, seed=config.seed)
+    still = common | dict(shuffle=False)
+    loaders = {split: Loader(*data[split][:2], 256, **still) for split in SPLITS[1:]}
+    return loaders | dict(train=Loader(images, labels, config.batch_size, **shaken))
 
 
 def _train_epoch(run, loader, bar, stopped):
@@ -159,7 +180,7 @@ def _train_epoch(run, loader, bar, stopped):
         _step(run, normalized, labels, len(loader))
         bar.update(len(labels))
         now = time.perf_counter(), time.process_time()
-        for name, start, end in zip(("seconds", "cpu_seconds"), before, now, strict=True):
+        for name, start, end in zip(NO_TIME, before, now, strict=True):
             run.counts[name] += end - start
         before = now
         if stopped or time.monotonic() - run.saved >= CHECKPOINT_S:
@@ -185,48 +206,21 @@ def _step(run, normalized, labels, steps):
     run.counts["step"] += 1
 
 
-def rate(config, step: int, steps: int, epochs: list) -> float:
-    """The learning rate of a step (0, 1, ... over the whole run), steps of them an epoch, after these epochs."""
-    if config.schedule == "plateau":
-        return config.lr * 0.1 ** plateaus([row["validation_accuracy"] for row in epochs], config.patience)
-    total = config.epochs * steps
-    peak = max(1, round(config.warm_up * total))
-    share = step / peak if step < peak else (step - peak) / max(1, total - peak)
-    falling = 0.5 + 0.5 * math.cos(math.pi * share)  # 1 -> 0
-    return config.lr * (1 - 0.96 * falling if step < peak else falling)  # from 1/25 of the peak
-
-
-def plateaus(accuracies: list[float], patience: int) -> int:
-    """How often, so far, the best accuracy had stood for `patience` epochs; each time the count starts again."""
-    best, since, count = -1.0, 0, 0
-    for accuracy in accuracies:
-        best, since = (accuracy, 0) if accuracy > best else (best, since + 1)
-        if since == patience:
-            since, count = 0, count + 1
-    return count
-
-
-def rms_clip(net: nn.Module, radius: float):
-    """Scale each convolution filter whose RMS weight exceeds the radius back to it, in place (ZF 2013, sec. 3)."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            weight = module.weight.data
-            rms = weight.square().mean((1, 2, 3), keepdim=True).sqrt()
-            weight.mul_((radius / rms).clamp(max=1))
-
-
 def _end_epoch(run, loader, images):
     (loss, hits), counts, config = (run.sums / images).tolist(), run.counts, run.config
     epoch = counts["epoch"] + 1
     if not math.isfinite(loss):
-        raise ValueError(f"{config.name}: the loss is {loss} in epoch {epoch}; lr {config.lr} is too high")
-    row = dict(epoch=epoch, loss=loss, train_accuracy=hits, validation_accuracy=accuracy(run, loader))
+        reason = f"the loss is {loss} in epoch {epoch}; lr {config.lr} is too high"
+        raise ValueError(f"{config.name}: {reason}")
+    row = dict(epoch=epoch, loss=loss, train_accuracy=hits)
+    row |= dict(validation_accuracy=accuracy(run, loader))
     row |= dict(lr=run.optimizer.param_groups[0]["lr"])
-    run.history["epochs"].append(row | {name: round(counts[name], 3) for name in ("seconds", "cpu_seconds")})
+    run.history["epochs"].append(row | {name: round(counts[name], 3) for name in NO_TIME})
     if epoch in config.snapshots:
-        kept = {key: t for key, t in run.net.state_dict().items() if key.startswith(("conv", "bn"))}
-        run.snapshots |= {f"epoch{epoch:02d}/{key}": half(t).cpu().clone() for key, t in kept.items()}
-    counts.update(epoch=epoch, step=0, seconds=0.0, cpu_seconds=0.0)
+        for key, tensor in run.net.state_dict().items():
+            if key.startswith(("conv", "bn")):
+                run.snapshots[f"epoch{epoch:02d}/{key}"] = half(tensor).cpu().clone()
+    counts.update(epoch=epoch, step=0, **NO_TIME)
     run.sums.zero_()
     run.save()
 
@@ -234,10 +228,10 @@ def _end_epoch(run, loader, images):
 def _finish(run, loaders):
     for tensor in run.net.state_dict().values():
         tensor.copy_(half(tensor))
-    run.precision = "float32"  # the two final figures are those of the shipped network in float32
+    run.precision = "float32"  # the final figures are those of the shipped network in float32
     run.history |= {f"{split}_accuracy": accuracy(run, loaders[split]) for split in SPLITS[1:]}
     run.history["test_top"] = top(run, loaders["test"])
-    for name in ("seconds", "cpu_seconds"):
+    for name in NO_TIME:
         run.history[name] = round(sum(row[name] for row in run.history["epochs"]), 1)
     run.save()
 
@@ -246,41 +240,35 @@ def accuracy(run, loader) -> float:
     """The share of the loader's images whose label is the strongest output."""
     run.net.eval()
     with torch.inference_mode(), _autocast(run):
-        hits = [(run.net(normalized).argmax(1) == labels).sum() for normalized, labels in loader]
-    return int(sum(hits)) / len(loader.images)
+        hits = sum((run.net(batch).argmax(1) == labels).sum() for batch, labels in loader)
+    return int(hits) / len(loader.images)
 
 
 def top(run, loader) -> dict[str, float]:
-    """Shares of the loader's images whose label is the strongest output ("1") or one of the five strongest ("5").
+    """Shares of the loader's images whose label comes first, or among the first five.
 
-    With "mirrored": of the probabilities averaged over the image and its mirror image.
+    Keys "1" and "5"; with "mirrored": by the mean probability of image and mirror image.
     """
     run.net.eval()
-    hits = torch.zeros(4)
+    hits, names = torch.zeros(4), ("1", "5", "1 mirrored", "5 mirrored")
     with torch.inference_mode(), _autocast(run):
         for normalized, labels in loader:
-            plain, mirrored = (run.net(x).float().softmax(1) for x in (normalized, normalized.flip(3)))
-            ranks = [(p > p.gather(1, labels[:, None])).sum(1) for p in (plain, plain + mirrored)]
+            views = normalized, normalized.flip(3)
+            plain, mirrored = (run.net(view).float().softmax(1) for view in views)
+            both = plain, plain + mirrored
+            ranks = [(p > p.gather(1, labels[:, None])).sum(1) for p in both]
             hits += torch.stack([(rank < k).sum() for rank in ranks for k in (1, 5)]).cpu()
-    return dict(zip(("1", "5", "1 mirrored", "5 mirrored"), (hits / len(loader.images)).tolist(), strict=True))
+    return dict(zip(names, (hits / len(loader.images)).tolist(), strict=True))
 
 
 def half(tensor: Tensor) -> Tensor:
-    """As it is shipped: float16 for two or more dimensions; biases, norms and buffers as they are."""
+    """As it is shipped: float16 for two or more dimensions; all else as it is."""
     return tensor.half() if tensor.ndim > 1 else tensor
 
 
 def _autocast(run):
-    return torch.autocast(run.sums.device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
-
-
-def _precision(config, device) -> str:
-    """bfloat16 pays only where there are units for it: without, it is many times slower than float32."""
-    if torch.device(device).type == "cuda":
-        return config.precision if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text().split()) if info.exists() else set()
-    return config.precision if flags & {"amx_bf16", "avx512_bf16"} else "float32"
+    enabled = run.precision == "bfloat16"
+    return torch.autocast(run.sums.device.type, torch.bfloat16, enabled=enabled)
 
 
 @contextmanager
@@ -309,21 +297,3 @@ def seconds_needed(config, device="cpu", images=4000) -> float:
             run.sums.tolist()  # waits for the device
             times.append(time.perf_counter() - start)
     return 1.15 * min(times) * math.ceil(images / config.batch_size) * config.epochs
-
-
-def main(args: list[str]) -> int:
-    """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on with it; returns the exit code, 0."""
-    parser = argparse.ArgumentParser("python -m zfkit train", description="Train a network, or go on with it.")
-    parser.add_argument("name", help=f"one of {', '.join(CONFIGS)}")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="Config field or network.KEY")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--publish", action="store_true", help="write the result to data/weights")
-    options = parser.parse_args(args)
-    config = changed(options.name, options.set)
-    run = fit(config, device=options.device)
-    print(f"{config.name}: {run.history['test_accuracy']:.2%} of {run.history['test_images']} test images are right")
-    if options.publish:
-        from .weights import publish  # here, as weights imports this module
-
-        print(publish(config, run.net, run.history, run.snapshots))
-    return 0

@@ -66,7 +66,7 @@ def test_beside_captum(layer):
     net, (count, *bars) = network(), BARS[layer]
     images = torch.randn(16, 3, 224, 224).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        chain = module._chain(net, images[:1], net.stages[layer])
+        chain = module.chain_to(net, images[:1], net.stages[layer])
     size = chain.layers[-1].above
     image = torch.arange(count) % 16
     channel, row, col = (torch.randint(side, (count,)) for side in size[1:])

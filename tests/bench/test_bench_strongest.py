@@ -14,7 +14,7 @@ from zfkit.forward import run_to
 from zfkit.networks import zfnet
 
 pytestmark = pytest.mark.bench
-module = import_module("zfkit.strongest")  # zfkit.strongest itself is the function
+module = import_module("zfkit.search")
 LAYERS = [f"conv{n}" for n in range(1, 6)]
 SMALL = dict(size=64, channels=(48, 128, 192, 192, 128), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1))
 

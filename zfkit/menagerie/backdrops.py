@@ -6,7 +6,7 @@ import numpy as np
 
 from . import textures as T
 from .animals import INK, WHITE
-from .raster import Brush, F, Layer, blob, circle, curve, ellipse, poly, rrect, stroke
+from .raster import DECOYS, Brush, F, Layer, blob, circle, curve, ellipse, poly, rrect, stroke
 
 HEX = "e25c4a ee923e f4c44c 9ebe54 52a068 3a9c9e 62aada 4a6eba 8e70be cc6296 f0a4b0 966a48 dabc94 969ca6 ece6da 5c5e6c"
 PALETTE = [tuple(v / 255 for v in bytes.fromhex(code)) for code in HEX.split()]
@@ -103,39 +103,44 @@ def clutter(p, g, r, a, b, y):
     p[:] = top + (col(mix(b, a, 0.6)) - top) * y
 
 
+STRAY = [name.removeprefix("stray_") for name in DECOYS if name.startswith("stray_")]
 BACKDROPS = {f.__name__: f for f in (sky, night, hills, grass, water, brick, paper, plasma, clutter)}
 
 
-def stray(g, r, colour, kinds):
-    """One decoy: ellipse, blob, rectangle, triangle, squiggle, wheel or pinwheel of petals."""
-    e, kind = g.at(r.random(), r.random(), r.uniform(0.04, 0.15), r.uniform(0, 360)), r.choice(kinds)
-    e.line = r.choice([0, 0.086])
-    if kind == "w":
-        for radius, c in ((1, INK), (0.6, WHITE), (0.25, colour)):
-            e.fill(ellipse(0, 0, radius), c, line=None if radius == 1 else 0)
-    elif kind == "p":
+def stray(g, r, ground, gap):
+    """One decoy of random colours and contrast, as salient as an object's parts at most."""
+    kind = r.choice(STRAY)
+    e, part = g.at(r.random(), r.random(), r.uniform(0.04, 0.15), r.uniform(0, 360)), f"stray_{kind}"
+    contrast = r.uniform(0.35, 1)
+    colour, other = (mix(ground, tone(r, ground, gap=gap), contrast) for _ in range(2))
+    e.line = r.choice([0, 0, 0.06])
+    if kind == "ring":
+        for radius, c in ((1, colour), (0.6, other), (0.25, colour)):
+            e.fill(ellipse(0, 0, radius), c, part, line=None if radius == 1 else 0)
+    elif kind == "rosette":
         for k in range(6):
-            e.at(rot=60 * k).fill(ellipse(0.6, 0, 0.45, 0.3), colour)
-    elif kind == "e":
-        e.fill(ellipse(0, 0, 1, r.uniform(0.5, 1)), colour)
-    elif kind == "b":
-        e.fill(blob(circle(6) * np.array([[r.uniform(0.5, 1)] for _ in range(6)])), colour)
-    elif kind == "s":
-        e.fill(stroke(curve(-1, 0.3, -0.3, -0.3, 0.3, 0.3, 1, -0.3), 0.15), colour)
+            e.at(rot=60 * k).fill(ellipse(0.6, 0, 0.45, 0.3), colour, part)
+    elif kind == "oval":
+        e.fill(ellipse(0, 0, 1, r.uniform(0.5, 1)), colour, part)
+    elif kind == "blob":
+        e.fill(blob(circle(6) * np.array([[r.uniform(0.5, 1)] for _ in range(6)])), colour, part)
+    elif kind == "squiggle":
+        e.fill(stroke(curve(-1, 0.3, -0.3, -0.3, 0.3, 0.3, 1, -0.3), 0.15), colour, part)
     else:
-        e.fill(rrect(-1, -0.6, 1, 0.6, 0.1) if kind == "r" else poly(0, -1, 0.9, 0.7, -0.9, 0.7), colour)
+        shape = rrect(-1, -0.6, 1, 0.6, 0.1) if kind == "box" else poly(0, -1, 0.9, 0.7, -0.9, 0.7)
+        e.fill(shape, colour, part)
 
 
 def backdrop(kind, r, size, base, level):
-    """Backdrop [3, S, S] in 0..1 of a family, its colours away from base, with stray decoys."""
+    """Layer of a family's backdrop, its colours away from base, with stray decoys; their ids in its part map."""
     a, b = tone(r, base, gap=level["gap"]), tone(r, base, gap=level["gap"])
     layer = Layer(size)
     g = Brush(layer, (size, 0, 0, 0, size, 0), line=0)
     y = ((np.arange(size, dtype=F) + F(0.5)) / F(size))[None, :, None]
     BACKDROPS[kind](layer.px[:3], g, r, a, b, y)
     for _ in range(16 if kind == "clutter" else r.randint(0, level["stray"])):
-        stray(g, r, tone(r, base, gap=level["gap"]), "ebrtswp")
-    return layer.px[:3]
+        stray(g, r, mix(a, b, r.random()), level["gap"])
+    return layer
 
 
 def foreground(r, size, level):
@@ -144,19 +149,20 @@ def foreground(r, size, level):
     g = Brush(layer, (size, 0, 0, 0, size, 0), line=0.008)
     for _ in range(r.choice(level["front"])):
         kind, a, x = r.choice(["post", "ball", "leaf", "tuft", "card"]), tone(r), r.uniform(0.1, 0.9)
+        part = f"front_{kind}"
         if kind == "post":
             w = r.uniform(0.02, 0.045)
-            g.fill(rrect(x - w, -0.1, x + w, 1.1, 0.01), mix(a, (0.5, 0.36, 0.25), 0.5), shade=0.3)
+            g.fill(rrect(x - w, -0.1, x + w, 1.1, 0.01), mix(a, (0.5, 0.36, 0.25), 0.5), part, shade=0.3)
         elif kind == "tuft":
             blades = []
             for k in range(-4, 5):
                 tip = (x + k * 0.035 + r.uniform(-0.06, 0.06), r.uniform(0.68, 0.85))
                 blades.append(stroke(poly(x + k * 0.035, 1.05, *tip), 0.022, 0.002))
-            g.fill(blades, mix(a, (0.3, 0.6, 0.3), 0.7), shade=0, line=0.005)
+            g.fill(blades, mix(a, (0.3, 0.6, 0.3), 0.7), part, shade=0, line=0.005)
         else:
             e = g.at(x, r.uniform(0.15, 0.9), r.uniform(0.08, level["reach"]), r.uniform(0, 360))
             shape = {"ball": ellipse(0, 0, 0.8), "card": rrect(-0.8, -0.6, 0.8, 0.6, 0.08)}.get(kind)
-            e.fill(blob(poly(-1, 0, 0, -0.45, 1, 0, 0, 0.45)) if kind == "leaf" else shape, a)
+            e.fill(blob(poly(-1, 0, 0, -0.45, 1, 0, 0, 0.45)) if kind == "leaf" else shape, a, part)
     return layer
 
 

@@ -16,6 +16,9 @@ PARTS = tuple(
     "hand bell key hull sail mast gore basket petal disc leaf stem crown trunk fruit frame handlebar saddle "
     "rope screen".split()
 )
+DECOYS = tuple(f"stray_{kind}" for kind in "oval blob box triangle squiggle ring rosette".split())
+DECOYS += tuple(f"front_{kind}" for kind in "post ball leaf tuft card".split())
+IDS = PARTS + DECOYS  # what part maps hold: an object's parts, then what is no part of it
 
 
 class Path:
@@ -89,7 +92,7 @@ class Layer:
         q = self.px[:, y0 : y0 + h, x0 : x0 + w]
         q[:3] += m * ((colour if colour.ndim == 3 else colour[:, None, None]) - q[:3])
         q[3] += m * (1 - q[3])
-        self.parts[y0 : y0 + h, x0 : x0 + w][m > 0.5] = PARTS.index(part)
+        self.parts[y0 : y0 + h, x0 : x0 + w][m > 0.5] = IDS.index(part)
 
 
 class Brush:

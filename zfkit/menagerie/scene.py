@@ -33,14 +33,16 @@ POSE = ("dx", "dy", "scale", "rotation", "flip")
 class Scene:
     """A picture of size S and what is true of it.
 
-    image uint8 [S, S, 3]; parts uint8 [S, S], the visible part as an index into PARTS; visible and amodal bool
-    [S, S], the object as seen and as if nothing stood in front; keypoints name -> (x, y, visible) in pixels;
+    image uint8 [S, S, 3]; parts uint8 [S, S], the visible part as an index into IDS (PARTS, then DECOYS); decoys
+    uint8 [S, S], the stray thing that is seen there, likewise, 0 where there is none; visible and amodal bool [S, S],
+    the object as seen and as if nothing stood in front; keypoints name -> (x, y, visible) in pixels;
     pose dx, dy (shares of S, from the centre), scale (side of the object / S), rotation (degrees), flip.
     """
 
     image: np.ndarray
     label: int
     parts: np.ndarray
+    decoys: np.ndarray
     visible: np.ndarray
     amodal: np.ndarray
     keypoints: dict
@@ -101,7 +103,7 @@ def blur(a, times):
 
 
 def place_backdrop(seed, index, level, size, label):
-    """(family, planes) of picture index; boat and balloon mostly have their own surroundings."""
+    """(family, layer) of picture index; boat and balloon mostly have their own surroundings."""
     r, name = stream(seed, index, level, "background"), NAMES[label]
     kind, usual = r.choice(list(BACKDROPS)), r.random() < 0.85
     kind = CONTEXT[name] if usual and name in CONTEXT else kind
@@ -173,7 +175,8 @@ def render(seed, index, size=128, label=None, pose=None, level="standard", backg
     p = draw_pose(stream(seed, index, level, "pose"), q) | (pose or {})
     here = background_of is None or background_of == index
     behind, its_label = (index, label) if here else (background_of, background_of % len(NAMES))
-    kind, planes = place_backdrop(seed, behind, level, size, its_label)
+    kind, ground = place_backdrop(seed, behind, level, size, its_label)
+    planes = ground.px[:3]
     layer, keys = Layer(size), {}
     draw = getattr(animals, NAMES[label], None) or getattr(things, NAMES[label])
     brush = Brush(layer, frame(p, size), keys, skip)
@@ -187,7 +190,8 @@ def render(seed, index, size=128, label=None, pose=None, level="standard", backg
     amodal = layer.px[3] > 0.5
     visible = amodal & ~(front.px[3] > 0.5)
     keypoints = {name: seen(point, visible) for name, point in keys.items()}
-    return Scene(image, label, layer.parts * visible, visible, amodal, keypoints, p, kind)
+    decoys = np.where(front.parts > 0, front.parts, ground.parts * ~(amodal & (show == "all")))
+    return Scene(image, label, layer.parts * visible, decoys, visible, amodal, keypoints, p, kind)
 
 
 def dataset(seed, n, size=64, level="standard", start=0):
