@@ -174,7 +174,7 @@ REFUSED = {
     "data": lambda maps: (maps.data.clamp_(min=0), maps)[1], "mul_": unnoticed, "sort": lambda maps: maps.sort(1)[0],
     "numpy": lambda maps: torch.from_numpy(maps.numpy(force=True)) + maps, "group_norm": nn.GroupNorm(2, 8),
     "item": lambda maps: maps * maps.sum().item(), "instance_norm": nn.InstanceNorm2d(8),
-    "batch_norm": nn.BatchNorm2d(8, track_running_stats=False), "softmax": lambda maps: maps.softmax(1),
+    "softmax": lambda maps: maps.softmax(1),
     "lp_pool2d": nn.LPPool2d(2, 2), "sigmoid": lambda maps: swish(maps), "function or extension with gt":
     lambda maps: maps * positive(maps), "Reversed, test_gradient.py line": Reversed.apply,
 }  # fmt: skip

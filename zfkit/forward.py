@@ -13,16 +13,22 @@ from .geometry import resolve
 
 CHUNK = 32  # images at once, which bounds the memory
 LIBRARIES = Path(torch.__file__).parent, Path(__file__).parent  # no user's code
-SAME_VALUES = set("view reshape flatten squeeze unsqueeze contiguous clone to float double __get__".split())
+SAME_VALUES = set(  # calls that leave them as they are
+    "view reshape flatten squeeze unsqueeze contiguous clone to float double __get__".split()
+)
 
 
 @contextmanager
 def evaluating(net: nn.Module):
-    """Eval mode while it lasts, then each module's own mode again; ValueError for a compiled or traced network."""
+    """Eval mode while it lasts, then each module's own mode again.
+
+    Raises ValueError for a compiled or traced network, and for statistics of the batch.
+    """
     modes = {module: module.training for module in net.modules()}
     for module in modes:
         if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
-            raise ValueError(f"a compiled {type(module).__name__} hides its layers: give the plain network")
+            title = type(module).__name__
+            raise ValueError(f"a compiled {title} hides its layers: give the plain network")
     _check_statistics(net)
     try:
         for module in modes:
@@ -56,12 +62,13 @@ class Reached(Exception):
 
 
 def run_to(net: nn.Module, images: Tensor, names: set[str], use=None) -> dict[str, Tensor]:
-    """The outputs of the named modules at their first use; what lies behind the last of them is not run.
+    """The outputs of the named modules at their first use; what lies behind them is not run.
 
-    names: "" is the network itself.    use: called with name and output before any later layer runs; what it
-    returns is kept instead of the output.
-    Raises ValueError for images that the network cannot take, for a module that it does not run, and for one whose
-    output is no tensor, has not a row for each image, or differs from call to call.
+    names: "" is the network itself.    use: called with name and output before any later layer
+    runs; what it returns is kept instead of the output.
+    Raises ValueError for images that the network cannot take, for a module that it does not
+    run, and for one whose output is no tensor, has not a row for each image, or differs from
+    call to call.
     """
     before = _random_state(images.device)
     outputs = _run_to(net, images, names, use)
@@ -69,7 +76,8 @@ def run_to(net: nn.Module, images: Tensor, names: set[str], use=None) -> dict[st
         once, again = (_run_to(net, images, names) for _ in range(2))
         for name in names:
             if not torch.equal(once[name], again[name]):
-                why = "it draws random numbers in eval mode, as F.dropout(x) does without training=self.training"
+                why = "it draws random numbers in eval mode, as F.dropout(x) does"
+                why += " without training=self.training"
                 raise ValueError(f"{_what(name)} gives two results for the same images: {why}")
     return outputs
 
@@ -81,7 +89,8 @@ def _run_to(net, images, names, use=None) -> dict[str, Tensor]:
         # of several, all but the last could still be changed by a layer that works in place
         if name not in outputs:
             _check_rows(name, output, images)
-            outputs[name] = use(name, output) if use else output.clone() if len(names) > 1 else output
+            output = output.clone() if len(names) > 1 and not use else output
+            outputs[name] = use(name, output) if use else output
         if len(outputs) == len(names):
             raise Reached
 
@@ -96,18 +105,22 @@ def _run_to(net, images, names, use=None) -> dict[str, Tensor]:
             raise
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"no forward pass with {images.dtype} {tuple(images.shape)}: {reason}") from error
+            given = f"{images.dtype} {tuple(images.shape)}"
+            raise ValueError(f"no forward pass with {given}: {reason}") from error
     raise ValueError(f"a forward pass does not run layer {min(names - set(outputs))!r}")
 
 
 def _check_rows(name: str, output, images: Tensor):
     if not isinstance(output, Tensor):
-        raise ValueError(f"{_what(name)} gives a {type(output).__name__}, not one tensor of maps")
+        kind = type(output).__name__
+        raise ValueError(f"{_what(name)} gives a {kind}, not one tensor of maps")
     if output.is_quantized:
-        raise ValueError(f"{_what(name)} gives {output.dtype}: give the network as it was before it was quantised")
+        ask = "give the network as it was before it was quantised"
+        raise ValueError(f"{_what(name)} gives {output.dtype}: {ask}")
     if output.shape[:1] != images.shape[:1]:
         rows = f"{tuple(output.shape)} for {len(images)} image{'s' * (len(images) != 1)}"
-        raise ValueError(f"{_what(name)} gives {rows}, not a row for each: look at its view, reshape and squeeze")
+        ask = "look at its view, reshape and squeeze"
+        raise ValueError(f"{_what(name)} gives {rows}, not a row for each: {ask}")
 
 
 def _what(name: str) -> str:
@@ -122,21 +135,23 @@ def _random_state(device: torch.device) -> Tensor:
 
 
 def probabilities(scores: Tensor, last="") -> Tensor:
-    """The probability of each class (N, classes) by what a network's last layer gives, of the same shape.
+    """The probability of each class (N, classes) by what a network gives, of the same shape.
 
     last: the network's `last_call`; a sigmoid's values are the probabilities, class by class.
-    Scores that are probabilities already (none negative, each row's sum 1 to rounding, as behind nn.Softmax) stay;
-    a single score is the logit of its class, whose probability is its sigmoid; all others are logits of a softmax.
+    Scores that are probabilities already (none negative, each row's sum 1 to rounding, as
+    behind nn.Softmax) stay; a single score is the logit of its class, whose probability is its
+    sigmoid; all others are logits of a softmax.
     """
     rounding = min(64 * torch.finfo(scores.dtype).eps, 0.01)
     many = scores.shape[1] > 1
-    if last == "sigmoid" or (many and (scores >= 0).all() and ((scores.sum(1) - 1).abs() <= rounding).all()):
+    given = (scores >= 0).all() and ((scores.sum(1) - 1).abs() <= rounding).all()
+    if last == "sigmoid" or (many and given):
         return scores
     return scores.softmax(1) if many else scores.sigmoid()
 
 
 class Calls(TorchFunctionMode):
-    """While it lasts, `call(function, arguments, named)` stands in for every call of a torch function."""
+    """While it lasts, `call(function, arguments, named)` stands in for torch's functions."""
 
     def __init__(self, call):
         super().__init__()
@@ -147,7 +162,7 @@ class Calls(TorchFunctionMode):
 
 
 def last_call(net: nn.Module, images: Tensor) -> str:
-    """The name of the torch function that computes what the network gives, such as "linear" or "sigmoid"."""
+    """The name of the torch function that computes what the network gives, as "linear"."""
     last = ""
 
     def note(function, arguments, named):
@@ -169,7 +184,7 @@ def module_at_work() -> nn.Module | None:
 
 
 def place(names: dict[nn.Module, str]) -> str:
-    """Where the present torch function was called: one of torch's own modules, or function, file and line."""
+    """Where the present torch function was called: a module of torch's, or the line."""
     for frame in _frames():
         code, module = frame.f_code, frame.f_locals.get("self")
         if code is _run_to.__code__:
@@ -189,9 +204,10 @@ def _frames():
 
 
 def feature_maps(net: nn.Module, normalized: Tensor, layers) -> dict[str, Tensor]:
-    """The maps of each layer, {layer: (N, C, h, w)}, or (N, units) behind the Flatten; in eval mode.
+    """The maps of each layer, {layer: (N, C, h, w)}, or (N, units) behind the Flatten.
 
-    Of a module used more than once the first use. Raises ValueError for a layer that the network lacks.
+    In eval mode; of a module used more than once the first use. Raises ValueError for a layer
+    that the network lacks.
 
     >>> import torch, zfkit
     >>> net = zfkit.zfnet(10, size=80, fc=(16, 16))
@@ -202,8 +218,12 @@ def feature_maps(net: nn.Module, normalized: Tensor, layers) -> dict[str, Tensor
     check_images(normalized)
     names = {layer: resolve(net, layer) for layer in layers}
     with evaluating(net), torch.no_grad():
-        chunks = [run_to(net, images, set(names.values())) for images in normalized.split(CHUNK)]
-    return {layer: torch.cat([found[name] for found in chunks]) for layer, name in names.items()}
+        chunks = [
+            run_to(net, images, set(names.values())) for images in normalized.split(CHUNK)
+        ]
+    return {
+        layer: torch.cat([found[name] for found in chunks]) for layer, name in names.items()
+    }
 
 
 def _check_statistics(net: nn.Module):
@@ -216,6 +236,12 @@ def _check_statistics(net: nn.Module):
 def check_images(normalized):
     """Nothing; ValueError for what is no float tensor (N, 3, H, W), N > 0."""
     tensor = isinstance(normalized, Tensor)
-    kind, size = (normalized.dtype, tuple(normalized.shape)) if tensor else (type(normalized).__name__, ())
+    kind, size = (
+        (normalized.dtype, tuple(normalized.shape))
+        if tensor
+        else (type(normalized).__name__, ())
+    )
     if not tensor or not kind.is_floating_point or len(size) != 4 or not size[0]:
-        raise ValueError(f"normalized must be a float tensor (N, 3, H, W), N > 0, not {kind} {size or ''}")
+        raise ValueError(
+            f"normalized must be a float tensor (N, 3, H, W), N > 0, not {kind} {size or ''}"
+        )

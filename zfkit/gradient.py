@@ -1,7 +1,8 @@
-"""The deconvnet by the gradient route: autograd in which each ReLU has the deconvnet's backward pass.
+"""The deconvnet by the gradient route: autograd, each ReLU with the deconvnet's backward pass.
 
-A plain gradient is the deconvnet's signal through whatever is linear in the maps or only picks among them. So the
-calls of torch on the way up are watched, and one that is not known to be of this kind is refused.
+A plain gradient is the deconvnet's signal through whatever is linear in the maps or only picks
+among them. So the calls of torch on the way up are watched, and one that is not known to be of
+this kind is refused.
 """
 
 import inspect
@@ -21,36 +22,43 @@ from .switches import unpool
 
 # torch's names of functions and methods, without the last "_" of those in place
 SUMS = set(  # of any number of maps: sums, and places changed
-    "add sub subtract rsub __rsub__ neg negative positive sum mean cumsum cat concat concatenate stack hstack vstack"
-    " flatten unflatten view view_as reshape reshape_as permute transpose swapaxes swapdims movedim moveaxis t T mT"
-    " contiguous clone to cpu cuda type type_as float double half bfloat16 squeeze unsqueeze expand expand_as repeat"
-    " repeat_interleave tile broadcast_to narrow select unbind chunk split split_with_sizes tensor_split index_select"
-    " __getitem__ __setitem__ flip roll rot90 diagonal tril triu unfold zero copy requires_grad retain_grad".split()
+    "add sub subtract rsub __rsub__ neg negative positive sum mean cumsum cat concat"
+    " concatenate stack hstack vstack flatten unflatten view view_as reshape reshape_as permute"
+    " transpose swapaxes swapdims movedim moveaxis t T mT contiguous clone to cpu cuda type type_as"
+    " float double half bfloat16 squeeze unsqueeze expand expand_as repeat repeat_interleave tile"
+    " broadcast_to narrow select unbind chunk split split_with_sizes tensor_split index_select"
+    " __getitem__ __setitem__ flip roll rot90 diagonal tril triu unfold zero copy requires_grad"
+    " retain_grad".split()
 )
 FILTERS = set(  # of one map, which comes first
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear batch_norm instance_norm"
-    " avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate"
-    " upsample upsample_nearest upsample_bilinear grid_sample pad fold pixel_shuffle pixel_unshuffle channel_shuffle"
-    " dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout div divide true_divide"
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear batch_norm"
+    " instance_norm avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d"
+    " adaptive_avg_pool3d interpolate upsample upsample_nearest upsample_bilinear grid_sample"
+    " pad fold pixel_shuffle pixel_unshuffle channel_shuffle dropout dropout1d dropout2d"
+    " dropout3d alpha_dropout feature_dropout feature_alpha_dropout div divide true_divide"
     " local_response_norm contrast_normalization".split()
 )
 PRODUCTS = set(  # of one map with numbers and weights, in any order
     "mul multiply matmul __rmatmul__ mm bmm addmm baddbmm einsum tensordot".split()
 )
-POOLS = {f"{kind}max_pool{n}d{and_}" for kind in ("", "adaptive_") for n in "123" for and_ in ("", "_with_indices")}
+POOLS = {f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in "123"}
+POOLS |= {f"{pool}_with_indices" for pool in POOLS}
 UNPOOLS = {"max_unpool1d", "max_unpool2d", "max_unpool3d"}
 SHAPES = set(  # of a map's shape alone
-    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor".split()
+    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty"
+    " new_tensor".split()
 )
-VALUES = set("item tolist numpy __array__ __float__ __int__ __index__ data".split())  # which leave torch's sight
+VALUES = set(  # by which a map's values leave torch's sight
+    "item tolist numpy __array__ __float__ __int__ __index__ data".split()
+)
 KNOWN = SUMS | FILTERS | PRODUCTS | POOLS | UNPOOLS
 
 
 def gradient_route(net, images, name, seed, overlap, lrn, rule="deconvnet") -> Tensor:
-    """The pictures of `project` for these images by autograd; seed(maps) gives the signal to start from.
+    """The pictures of `project` for these images by autograd; seed(maps) gives the start.
 
-    Raises ValueError for a function of the maps that is not known to be linear in them, to pick among them or to
-    be an nn.ReLU, with its place; rule "gradient" takes any.
+    Raises ValueError for a function of the maps that is not known to be linear in them, to pick
+    among them or to be an nn.ReLU, with its place; rule "gradient" takes any.
     """
     way = _WayUp({module: key for key, module in net.named_modules()}, rule, overlap, lrn)
     with torch.enable_grad():
@@ -58,7 +66,7 @@ def gradient_route(net, images, name, seed, overlap, lrn, rule="deconvnet") -> T
         way.maps[below] = ""
         with ExitStack() as modes:
             if rule != "gradient":
-                modes.enter_context(torch.jit.optimized_execution(False))  # else it fuses what is to be seen
+                modes.enter_context(torch.jit.optimized_execution(False))  # nothing fused
                 modes.enter_context(_Unseen(way))
             modes.enter_context(Calls(way))
             maps = run_to(net, below, {name})[name]
@@ -66,19 +74,21 @@ def gradient_route(net, images, name, seed, overlap, lrn, rule="deconvnet") -> T
         try:
             return torch.autograd.grad(maps, images, seed(maps))[0]
         except RuntimeError as error:
-            raise ValueError(f"no way back from layer {name!r}: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"no way back from layer {name!r}: {reason}") from error
 
 
 class _WayUp:
-    """Stands in for the calls of torch on the way up: our own backward pass, torch's, or a refusal.
+    """Stands in for torch's calls on the way up: our own backward pass, torch's, or a refusal.
 
-    What only looks at the maps, as a hook or an assertion does, may be anything: a function that is not known
-    leaves its name with its result, and the network is refused once that comes to alter maps, or is the layer.
+    What only looks at the maps, as a hook or an assertion does, may be anything: a function
+    that is not known leaves its name with its result, and the network is refused once that
+    comes to alter maps, or is the layer.
     """
 
     def __init__(self, names, rule, overlap, lrn):
         self.names, self.rule, self.overlap, self.lrn = names, rule, overlap, lrn
-        self.maps = WeakTensorKeyDictionary()  # what depends on the images -> why it has no rule, "" if it has one
+        self.maps = WeakTensorKeyDictionary()  # map -> why it has no rule, "" if it has one
         self.inside = False  # a call that is seen
         self.unseen = ""  # why to refuse, found where no exception gets through
 
@@ -103,14 +113,16 @@ class _WayUp:
             layer = partial(_skipped, function)
         elif title in POOLS and self.overlap == "max":
             if "pool2d" not in title:
-                raise ValueError(f"no overlap='max' for {title}() {place(self.names)}; valid: 'sum'")
+                where = place(self.names)
+                raise ValueError(f"no overlap='max' for {title}() {where}; valid: 'sum'")
             layer = partial(_pool_for_the_largest, title)
         if layer is None:
             return function(*arguments, **named)
-        return _OwnBackward.apply(arguments[0], lambda maps: layer(maps, *arguments[1:], **named))
+        maps, *rest = arguments
+        return _OwnBackward.apply(maps, lambda below: layer(below, *rest, **named))
 
     def check(self, called, title, arguments, named, result):
-        """Mark what a call gave by what it took; refuse at once what changes maps in place or unseen."""
+        """Mark what a call gave by what it took; refuse what alters maps in place or unseen."""
         took = [tensor for tensor in _tensors([arguments, named]) if tensor in self.maps]
         if not took or title in SHAPES:
             return
@@ -118,7 +130,8 @@ class _WayUp:
         reason = next(filter(None, map(self.maps.get, took)), "")
         if not reason and self.unknown(title, arguments, named, took):
             reason = self.refusal(title)
-        altered = title == "__setitem__" or (called != title and any(above is took[0] for above in gave))
+        itself = called != title and any(above is took[0] for above in gave)
+        altered = title == "__setitem__" or itself
         unnoticed = not (torch.is_grad_enabled() and all(above.requires_grad for above in gave))
         if title in VALUES or (altered and (reason or unnoticed)):
             raise ValueError(reason or self.refusal(called))
@@ -126,7 +139,7 @@ class _WayUp:
             self.maps[tensor] = reason
 
     def unknown(self, title, arguments, named, took) -> bool:
-        """Is a call neither linear in one map, nor a sum, nor a choice of places, nor an nn.ReLU's?"""
+        """Is it neither linear in one map, nor a sum or choice of places, nor an nn.ReLU's?"""
         live = [tensor for tensor in took if tensor.requires_grad]
         if title == "relu":
             return not isinstance(module_at_work(), nn.ReLU)
@@ -136,7 +149,8 @@ class _WayUp:
             return len(live) < len(took)  # places or a summand of which autograd knows nothing
         if title in UNPOOLS:
             return len(live) > 1
-        return len(took) > 1 or (title not in PRODUCTS and took[0] is not next(iter(arguments), took[0]))
+        first = next(iter(arguments), took[0])
+        return len(took) > 1 or (title not in PRODUCTS and took[0] is not first)
 
     def refusal(self, title) -> str:
         known = "known: nn.ReLU, and what is linear in the maps or picks among them"
@@ -146,13 +160,14 @@ class _WayUp:
         """Refuse the layer if its maps came by what has no rule."""
         reason = "" if maps.requires_grad else "no gradient leads from the layer to the images"
         if self.rule != "gradient":
-            reason = self.unseen or self.maps.get(maps) or next(map(_named, _foreign(maps.grad_fn)), reason)
+            foreign = next(map(_named, _foreign(maps.grad_fn)), reason)
+            reason = self.unseen or self.maps.get(maps) or foreign
         if reason:
             raise ValueError(reason)
 
 
 class _Unseen(TorchDispatchMode):
-    """Notes what works on maps though no call of torch was seen: scripted functions, extensions."""
+    """Notes what works on maps without a call of torch: scripted functions, extensions."""
 
     def __init__(self, way: _WayUp):
         super().__init__()
@@ -160,8 +175,10 @@ class _Unseen(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         way, seen = self.way, self.way.inside
-        if not seen and not way.unseen and any(t in way.maps for t in _tensors([arguments, named])):
-            way.unseen = way.refusal(f"a scripted function or extension with {function.overloadpacket.__name__}")
+        took = [] if seen or way.unseen else _tensors([arguments, named])
+        if any(tensor in way.maps for tensor in took):
+            title = function.overloadpacket.__name__
+            way.unseen = way.refusal(f"a scripted function or extension with {title}")
         way.inside = True
         try:
             return function(*arguments, **(named or {}))
@@ -197,7 +214,7 @@ def _draws(title, arguments, named) -> bool:
 
 
 def _foreign(node) -> list:
-    """The backward passes below a node that are not torch's, nor ours, by their torch.autograd.Function."""
+    """The torch.autograd.Functions below a node that are neither torch's nor ours."""
     ours, waiting, seen, found = (_OwnBackward, _Normalized), [node], {None}, []
     while waiting:
         node = waiting.pop()
@@ -218,7 +235,7 @@ def _named(function) -> str:
 
 
 class _OwnBackward(torch.autograd.Function):
-    """A layer's own forward pass with a backward pass of our choice; what it gives behind the maps has none."""
+    """A layer's own forward pass with a backward pass of our choice for its first result."""
 
     @staticmethod
     def forward(ctx, maps, layer):
