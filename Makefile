@@ -11,9 +11,9 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help install book test lab chapters bench lock clean
+.PHONY: help install book quick test test-all lint lab chapters bench lock clean
 help:
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/.installed ## make .venv from the hash-locked requirements (once)
 
@@ -31,12 +31,20 @@ book: install ## run every chapter in quick mode, print the table, build the sit
 	$(PY) -m zfkit book --jobs $(JOBS) $(if $(CHAPTERS),--chapters $(CHAPTERS))
 
 # one thread for each process: two threads on two busy cores would wait for each other
-test: export OMP_NUM_THREADS ?= 1
-test: install ## lint, cleaner, pytest, strict nbval, papermill with other parameters
+quick test test-all: export OMP_NUM_THREADS ?= 1
+quick: lint ## lint and unit tests, for while you write (about a minute)
+	$(PY) -m pytest -n $(JOBS) -m "not slow and not nightly" tests/test_*.py
+
+test: lint ## all that a change must pass: pytest, strict nbval, papermill with other parameters
+	$(PY) -m pytest -n $(JOBS) --no-loadscope-reorder -m "not nightly"
+
+test-all: lint ## and what takes long: whole chapters on real networks and photographs
+	$(PY) -m pytest -n $(JOBS) --no-loadscope-reorder
+
+lint: install ## style, and notebooks clean and executed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m zfkit clean --check
-	$(PY) -m pytest -n $(JOBS) --no-loadscope-reorder
 
 lab: install ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab --notebook-dir=notebooks
@@ -48,7 +56,7 @@ bench: install ## measure speed against the alternatives
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m bench -s tests/bench
 
 lock: install ## write the lock files anew
-	$(VENV)/bin/uv pip compile --quiet pyproject.toml --extra test --universal --generate-hashes --python-version 3.11 --no-header -o requirements.lock
+	$(VENV)/bin/uv pip compile --quiet pyproject.toml --extra test --extra grid --universal --generate-hashes --python-version 3.11 --no-header -o requirements.lock
 	echo "uv>=0.9" | $(VENV)/bin/uv pip compile --quiet - --universal --generate-hashes --python-version 3.11 --no-header -o requirements-uv.lock
 
 clean: ## remove build/ and data/cache (not .venv)

@@ -85,7 +85,9 @@ def test_a_parameters_cell_that_holds_anything_else_is_refused(house, source):
 def test_settings_take_the_annotated_type(house):
     path = chapter(house / "notebooks", "02_two")
     pairs = ["QUICK=false", "SEED=7", "SHARE=1", "NETWORK=3", "OUT=a=b"]
-    assert book.settings([path], pairs)[path] == dict(QUICK=False, SEED=7, SHARE=1.0, NETWORK="3", OUT=str(Path("a=b").absolute()))
+    assert book.settings([path], pairs)[path] == dict(
+        QUICK=False, SEED=7, SHARE=1.0, NETWORK="3", OUT=str(Path("a=b").absolute())
+    )
 
 
 @pytest.mark.parametrize(

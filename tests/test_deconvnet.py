@@ -403,6 +403,98 @@ def test_nothing_is_left_behind_even_after_an_exception(route):
     assert F.relu(torch.ones(1)) == 1  # no torch function mode is left on
 
 
+# --- layers as people have them -------------------------------------------------------------------------------
+
+
+class Unpooling(nn.Module):
+    """A pooling that hands its switches on, as networks with a decoder have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.pool = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2, return_indices=True)
+        self.head, self.last = nn.Conv2d(8, 8, 3), nn.ReLU()
+
+    def forward(self, images):
+        maps, _ = self.pool(self.relu(self.conv(images)))
+        return self.last(self.head(maps))
+
+
+@pytest.mark.parametrize("overlap", ["sum", "max"])
+def test_a_pooling_that_gives_its_switches_is_a_pooling(overlap):
+    net, images = he(Unpooling()).double(), pictures(2, 32)
+    chain = nn.Sequential(net.conv, net.relu, nn.MaxPool2d(3, 2), net.head, net.last)
+    channel = strongest_channel(net, images, "last")
+    for route in ("auto", "mirror"):
+        ours = project(net, images, "last", channel, overlap=overlap, route=route)
+        assert difference(ours, project(chain, images, "4", channel, overlap=overlap, route="mirror")) == 0
+    other = project(net, images, "last", channel, overlap={"sum": "max", "max": "sum"}[overlap])
+    assert difference(ours, other) > 1e-3
+
+
+@pytest.mark.parametrize("kernel, dilation", [(3, 1), (5, 2), ((2, 4), 1), (4, (1, 3))])
+def test_padding_by_name_goes_down_as_it_went_up(kernel, dilation):
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 6, kernel, padding="same", dilation=dilation)
+    net = nn.Sequential(first, nn.ReLU(), nn.Conv2d(6, 4, 3, padding="valid"))
+    net, images = he(net).double(), pictures(2, 17)[..., :13]
+    channel = strongest_channel(net, images, "2")
+    mirror = project(net, images, "2", channel, route="mirror")
+    assert difference(mirror, project(net, images, "2", channel, route="gradient")) < 1e-13
+
+
+def doubled(module, inputs, output):
+    return 2 * output
+
+
+def doubled_in_place(module, inputs, output):
+    output.mul_(2)
+
+
+def input_doubled(module, inputs):
+    return (2 * inputs[0],)
+
+
+@pytest.mark.parametrize("hook", [doubled, doubled_in_place, input_doubled], ids=lambda hook: hook.__name__)
+def test_a_forward_hook_that_changes_what_a_layer_gives_counts_on_the_way_down(hook):
+    """The mirror does not see it and says so; the gradient route doubles the signal there as well."""
+    net, images = he(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))).double(), pictures(2, 12)
+    twice = nn.Conv2d(6, 6, 1, bias=False).double()
+    twice.weight.data = 2 * torch.eye(6, dtype=torch.float64)[:, :, None, None]
+    explicit = nn.Sequential(net[0], net[1], twice, net[2])
+    channel = strongest_channel(explicit, images, "3")
+    expected = project(explicit, images, "3", channel, route="mirror")
+    plain = project(net, images, "2", channel)
+    if hook is input_doubled:
+        net[2].register_forward_pre_hook(hook)
+    else:
+        net[1].register_forward_hook(hook)
+    assert difference(project(net, images, "2", channel), expected) < 1e-13 < difference(plain, expected)
+    with pytest.raises(NotAChain, match="hook changes what '1' gives|the mirror needs a chain: '2'"):
+        project(net, images, "2", channel, route="mirror")
+
+
+def test_a_hook_that_only_looks_leaves_the_mirror_be():
+    net, images, seen = small(), pictures(1, 63), []
+    net.relu3.register_forward_hook(lambda module, inputs, output: seen.append(output.mean().item()))
+    assert project(net, images, "conv5", 1, route="mirror").shape == images.shape and len(seen) == 1
+
+
+@pytest.mark.parametrize("route", ["auto", "mirror", "gradient"])
+def test_a_batch_norm_without_running_statistics_is_refused(route):
+    norms = nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4)
+    norms[1].running_mean = norms[1].running_var = None  # as people make it use the batch's
+    for norm in norms:
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU())
+        refused("module '1' normalises over its batch: it keeps no running statistics", net, route=route)
+        with pytest.raises(ValueError, match="module '1' normalises over its batch"):
+            feature_maps(net, torch.randn(2, 3, 9, 9), ["0"])
+    kept = nn.BatchNorm2d(4)
+    kept.track_running_stats = False  # in eval mode torch still takes the statistics that are there
+    net, images = he(nn.Sequential(nn.Conv2d(3, 4, 3), kept)), torch.randn(2, 3, 9, 9)
+    both = [project(net, images, "1", 0, start=1.0, route=way) for way in ("mirror", "gradient")]
+    assert difference(*both) < 1e-5
+
+
 # --- refusals -------------------------------------------------------------------------------------------------
 
 

@@ -2,15 +2,17 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from zfkit.menagerie import DECOYS, IDS, NAMES, PARTS, cached, dataset, render
+from zfkit.menagerie import DECOYS, IDS, NAMES, PARTS, Scene, cached, cached_scenes, dataset, render
 from zfkit.menagerie import cache as cache_module
 
 ROOT = Path(__file__).parents[1]
@@ -226,11 +228,87 @@ def test_cache_equals_dataset_opens_at_once_and_mends_itself(tmp_path):
     assert list((tmp_path / "menagerie").iterdir()) == [path]
 
 
+def test_a_larger_set_serves_its_first_pictures(tmp_path):
+    many = cached(9, 20, 16, folder=tmp_path)[0]
+    some, labels = cached(9, 7, 16, folder=tmp_path)
+    np.testing.assert_array_equal(some, many[:7])
+    assert len(labels) == 7 and len(list((tmp_path / "menagerie").iterdir())) == 1
+    cached(9, 21, 16, folder=tmp_path), cached(8, 7, 16, folder=tmp_path), cached(9, 7, 17, folder=tmp_path)
+    assert len(list((tmp_path / "menagerie").iterdir())) == 4
+
+
+def same_scene(a, b):
+    for field in fields(Scene):
+        one, other = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(one, np.ndarray):
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype, field.name
+        else:
+            assert one == other and type(one) is type(other), field.name
+
+
+@pytest.mark.parametrize("level, size", [("standard", 48), ("hard", 33)])
+def test_scenes_from_the_cache_are_those_that_are_drawn(tmp_path, level, size):
+    drawn = [render(9, k, size, level=level) for k in range(20)]
+    for _ in range(2):  # drawn, then read
+        for a, b in zip(cached_scenes(9, 20, size, level, tmp_path), drawn, strict=True):
+            same_scene(a, b)
+    for a, b in zip(cached_scenes(9, 5, size, level, tmp_path), drawn, strict=False):  # of the larger set
+        same_scene(a, b)
+    assert any(scene.keypoints for scene in drawn) and any(scene.decoys.any() for scene in drawn)
+    paths = sorted((tmp_path / "menagerie").iterdir())
+    assert len(paths) == 3
+    for path in paths:
+        whole = path.read_bytes()
+        for damaged in (whole[:-100], whole[:-1] + b"?", b"", None):
+            path.write_bytes(damaged) if damaged is not None else path.unlink()
+            same_scene(cached_scenes(9, 20, size, level, tmp_path)[19], drawn[19])
+            assert path.read_bytes() == whole
+
+
+def test_scenes_from_the_cache_take_no_millisecond_each(tmp_path):
+    cached_scenes(9, 16, 80, folder=tmp_path)
+    start = time.process_time()
+    assert len(cached_scenes(9, 16, 80, folder=tmp_path)) == 16
+    assert time.process_time() - start < 0.016
+
+
 def test_cache_name_follows_the_drawing_sources(tmp_path, monkeypatch):
     cached(9, 2, 16, folder=tmp_path)
     monkeypatch.setattr(cache_module, "source_hash", lambda: "other")
     cached(9, 2, 16, folder=tmp_path)
     assert len(list((tmp_path / "menagerie").iterdir())) == 2
+
+
+def test_a_worker_starts_quickly():
+    done = run("import sys, zfkit.menagerie; print(sorted({'torch', 'safetensors', 'PIL'} & set(sys.modules)))")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_workers_draw_what_this_process_draws(tmp_path):
+    wanted = cache_module.Set(np.int64(9), 150, 16, "hard", tmp_path)
+    starts = range(0, 150, cache_module.CHUNK)
+    by_two = list(cache_module.by_workers(wanted, starts, 2))
+    assert len(by_two) == 3
+    assert [tuple(parts) for parts in by_two] == [cache_module.drawn(wanted, start) for start in starts]
+
+
+@pytest.mark.parametrize("worker", ["false", "cat", "nothing of that name"])
+def test_where_no_worker_runs_this_process_draws(tmp_path, monkeypatch, worker):
+    monkeypatch.setattr(cache_module.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(cache_module.sys, "executable", shutil.which(worker) or worker)
+    np.testing.assert_array_equal(cached(9, 70, 16, folder=tmp_path)[0], dataset(9, 70, 16)[0])
+
+
+def test_drawing_never_runs_the_users_script(tmp_path):
+    """A script without a __main__ guard, in a folder where a file is called like a standard module."""
+    script, here = tmp_path / "script.py", tmp_path / "here"
+    here.mkdir()
+    (here / "random.py").write_text("raise SystemExit('imported')")
+    script.write_text("import zfkit\nprint(zfkit.load_images('menagerie', 'test', 16).images.shape)\n")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "ZFKIT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script], env=env, cwd=here, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr, done.returncode) == ("(800, 16, 16, 3)\n", "", 0)
 
 
 def test_two_processes_race_for_one_file(tmp_path):
@@ -248,15 +326,16 @@ def test_two_processes_race_for_one_file(tmp_path):
 
 
 def test_no_room_on_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        yield dataset(9, 2, 16)[0]
+    def full(wanted):
+        yield cache_module.drawn(wanted, 0, 2)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache_module, "chunks", full)
-    with pytest.raises(OSError, match="cannot write .*No space left on device") as caught:
-        cached(9, 4, 16, folder=tmp_path)
-    assert "\n" not in str(caught.value)
-    assert list((tmp_path / "menagerie").iterdir()) == []
+    for load in (cached, cached_scenes):
+        with pytest.raises(OSError, match="cannot write .*No space left on device") as caught:
+            load(9, 70, 16, folder=tmp_path)
+        assert "\n" not in str(caught.value)
+        assert list((tmp_path / "menagerie").iterdir()) == []
 
 
 def test_cache_refuses_bad_arguments_before_writing(tmp_path):

@@ -23,6 +23,16 @@ def test_each_picture_of_a_batch_has_its_own_scale_unless_told():
     assert (shared[0] < shared[1]).all()
 
 
+def test_the_scale_leaves_the_strongest_half_per_cent_to_be_cut():
+    values = np.arange(1, 402) * np.where(np.arange(401) % 2, 1, -1)  # sizes 1 ... 401, signs in turn
+    assert plots.scale_of(values) == 399  # at place 0.995 * 400 = 398 of the sizes in order, counted from 0
+    assert plots.scale_of(values, 0.5) == 201 and plots.scale_of(values, 1.0) == 401
+    assert plots.scale_of(np.array([0.0, 10.0])) == np.float32(9.95)  # between two: in proportion
+    assert plots.scale_of(np.zeros(4)) == 1.0
+    picture = plots.signed(values.reshape(1, 1, -1).repeat(3, 0))[0, :, 0]
+    assert picture[[396, 398, 400, 399]].tolist() == [2, 1, 0, 255]  # 397 / 399 of 127 below grey, all 127, cut, cut
+
+
 def test_an_empty_projection_stays_grey():
     assert (plots.signed(torch.zeros(3, 5, 5)) == 128).all()
 

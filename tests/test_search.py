@@ -124,8 +124,11 @@ def test_refusals():
 
 def test_images_that_the_network_cannot_take_are_refused_with_their_size():
     with pytest.raises(ValueError, match=r"no forward pass with .*\(4, 3, 9, 9\)") as error:
-        strongest(network(), torch.randn(4, 3, 9, 9), ["conv5"], 2)
+        strongest(network(), torch.randn(4, 3, 9, 9), ["pool5"], 2)
     assert "\n" not in str(error.value)
+    tiny = torch.randn(4, 3, 9, 9)  # too small for the pooling above, which nobody asked for
+    maps = feature_maps(network(), tiny, ["conv5"])["conv5"]
+    assert torch.equal(strongest(network(), tiny, ["conv5"], 1)["conv5"].value[0], maps.amax((0, 2, 3)))
     small = torch.randn(4, 3, 33, 33)  # smaller than the receptive field, which is none of our concern
     assert receptive_field(network(), "conv5").size > 33
     assert strongest(network(), small, ["conv5"], 2)["conv5"].value.shape == (2, 6)
@@ -136,6 +139,43 @@ def test_activations_that_are_not_finite_are_refused():
     images[5, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="layer 'relu1' is not finite on the images 4 to 7"):
         strongest(network(), images, ["conv1"], 2)
+
+
+class Tokens(nn.Module):
+    """The first half of a vision transformer: patches as rows of features."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 8, 8, 8), nn.LayerNorm(8)
+
+    def forward(self, images):
+        return self.norm(self.patches(images).flatten(2).transpose(1, 2))
+
+
+def test_tokens_are_not_taken_for_channels():
+    images = torch.randn(4, 3, 32, 32)
+    assert strongest(Tokens(), images, ["patches"], 2)["patches"].value.shape == (2, 8)
+    with pytest.raises(ValueError, match=r"layer 'norm' gives \(4, 16, 8\), not \(N, C, h, w\) or \(N, units\)"):
+        strongest(Tokens(), images, ["norm"], 2)
+
+
+@pytest.mark.parametrize("hooked", ["relu1", "pool1"])
+def test_a_forward_hook_that_changes_an_output_counts(hooked):
+    """Of the pooling too, by whose maxima those of the layer below are found otherwise."""
+    net, images = network(), torch.randn(10, 3, 63, 63)
+    before = strongest(net, images, ["conv1", "conv2"], 3)
+    getattr(net, hooked).register_forward_hook(lambda module, inputs, output: output.flip(2))
+    got, maps = strongest(net, images, ["conv1", "conv2"], 3), feature_maps(net, images, ["conv1", "conv2"])
+    for layer in maps:
+        for ours, table in zip(got[layer], by_full_table(maps[layer], 3), strict=True):
+            torch.testing.assert_close(ours, table.to(ours.dtype), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(got["conv2"].value, before["conv2"].value)
+
+
+def test_a_batch_norm_without_running_statistics_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.raises(ValueError, match="module '1' normalises over its batch"):
+        strongest(net, torch.randn(4, 3, 9, 9), ["1"], 2)
 
 
 # --- the folder ----------------------------------------------------------------------------------------------

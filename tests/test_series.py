@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from test_weights import house, one_line, published  # noqa: F401  (house is a f
 from torch import nn
 
 from zfkit import files, training
-from zfkit.series import recorder, snapshots
+from zfkit.recipes import Config
+from zfkit.series import missing, record_run, recorded_runs, recorder, snapshots
 from zfkit.training import start_network
 from zfkit.weights import load_network
 
@@ -112,6 +114,98 @@ def test_a_file_of_another_network_is_refused_although_the_list_names_it(folder)
     with pytest.raises(ValueError, match="epoch02.safetensors: not this network's weights.*lacks") as error:
         snapshots(folder)
     assert one_line(error)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch, house):  # noqa: F811
+    """data/runs/06 with two trainings in it: ("tiny", seeds 0 and 1), first layers alone."""
+    monkeypatch.setattr(files, "runs_folder", lambda: tmp_path / "runs")
+    for seed in (0, 1):
+        config = seeded(seed)
+        net, history = training.train(config, folder=tmp_path / f"made-{seed}", data=DATA, progress=False)
+        record_run("06", config, net, history, keep=("conv1", "bn1"))
+    return tmp_path / "runs" / "06"
+
+
+def seeded(seed):
+    return replace(TINY, name=f"tiny-s{seed}", seed=seed, epochs=1, snapshots=())
+
+
+def test_recorded_runs_come_back_with_config_history_and_tensors(runs, tmp_path):
+    found = recorded_runs("06")
+    assert list(found) == ["tiny-s0", "tiny-s1"] and not list(runs.glob("*.part"))
+    for seed, (name, run) in enumerate(found.items()):
+        net, history = training.train(seeded(seed), folder=tmp_path / f"made-{seed}", data=DATA, progress=False)
+        assert run["seed"] == seed and Config(**run["config"]).name == name
+        assert run["history"]["test_accuracy"] == history["test_accuracy"] and run["mean"] == history["mean"]
+        assert run["precision"] == "float32" and run["machines"] == history["machines"]
+        assert run["parameters"] == history["parameters"]
+        assert run["history"]["epochs"][0]["loss"] == round(history["epochs"][0]["loss"], 5)
+        state = {k: t for k, t in net.state_dict().items() if k.startswith(("conv1", "bn1"))}
+        assert same({k: t.to(state[k].dtype) for k, t in run["tensors"].items()}, state)
+        assert run["tensors"]["conv1.weight"].dtype == torch.float16
+
+
+def test_a_run_that_is_there_is_not_recorded_again_and_another_recipe_takes_its_place(runs):
+    assert missing("06", [seeded(0), seeded(2), seeded(1)]) == [seeded(2)]
+    before = (runs / "runs.json").read_bytes(), (runs / "tensors.safetensors").read_bytes()
+    history = json.loads((runs / "runs.json").read_text())["tiny-s0"]["history"]
+    record_run("06", seeded(0), start_network(TINY), history)
+    assert before == ((runs / "runs.json").read_bytes(), (runs / "tensors.safetensors").read_bytes())
+    other = replace(seeded(0), lr=0.01)
+    assert missing("06", [other]) == [other] and missing("07", [other]) == [other]
+    record_run("06", other, start_network(other), history, keep=["fc8"])
+    found = recorded_runs("06")
+    assert list(found["tiny-s0"]["tensors"]) == ["fc8.bias", "fc8.weight"] and found["tiny-s0"]["config"]["lr"] == 0.01
+    assert set(found["tiny-s1"]["tensors"]) == set(recorded_runs("06")["tiny-s1"]["tensors"])
+
+
+def test_a_recording_killed_between_its_files_leaves_the_old_runs_and_goes_on(runs, monkeypatch):
+    net, history = start_network(seeded(2)), json.loads((runs / "runs.json").read_text())["tiny-s0"]["history"]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, "write_bytes", lambda path, _: killed() if path.name == "runs.json" else None)
+        record_run("06", seeded(2), net, history)
+    assert list(recorded_runs("06")) == ["tiny-s0", "tiny-s1"] and missing("06", [seeded(2)])
+    record_run("06", seeded(2), net, history)
+    assert list(recorded_runs("06")) == ["tiny-s0", "tiny-s1", "tiny-s2"]
+
+
+RUN_FAULTS = dict(
+    no_tensors=(lambda folder: (folder / "tensors.safetensors").unlink(), "tensors.safetensors"),
+    foreign=(lambda folder: overwrite(folder / "tensors.safetensors"), "the tensors of tiny-s0 are not those"),
+    not_json=(lambda folder: (folder / "runs.json").write_text("{"), "runs.json"),
+    no_runs=(lambda folder: (folder / "runs.json").write_text('{"a": 3}'), "runs.json: a lacks config"),
+    gone=(lambda folder: (folder / "runs.json").unlink(), "no recorded trainings of 06.*valid: none"),
+)
+
+
+@pytest.mark.parametrize("name", RUN_FAULTS)
+def test_damaged_runs_are_a_one_line_error(runs, name):
+    fault, words = RUN_FAULTS[name]
+    fault(runs)
+    with pytest.raises(ValueError, match=words) as error:
+        recorded_runs("06")
+    assert one_line(error)
+
+
+def test_a_chapter_or_keep_that_is_none_is_refused(runs):
+    for chapter in ("6", 6, "../x", "006"):
+        with pytest.raises(ValueError, match="valid are two digits") as error:
+            recorded_runs(chapter)
+        assert one_line(error)
+    with pytest.raises(ValueError, match="names no tensor of tiny-s2; valid: conv1.weight"):
+        record_run("06", seeded(2), start_network(TINY), {}, keep=("convolution",))
+
+
+def test_the_committed_runs_are_whole():
+    found = recorded_runs("06")
+    assert len(found) >= 45 and all(0 < run["history"]["test_accuracy"] < 1 for run in found.values())
+    run = found["selection-7x7-2-plain-s0"]
+    assert run["tensors"]["conv1.weight"].shape == (48, 3, 7, 7) and run["seed"] == 0
 
 
 @pytest.mark.parametrize("epochs", [(), (0, 1), (1.5,), ("1",)])

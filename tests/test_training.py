@@ -202,6 +202,81 @@ def test_shuffled_labels_are_the_same_labels_in_another_order(tmp_path):
     assert np.array_equal(labels, again)
 
 
+ALL = replace(
+    TINY,
+    name="all",
+    network={**NETWORK, "dropout": 0.3},
+    epochs=2,
+    weight_decay=0.05,
+    label_smoothing=0.2,
+    shift=3,
+    init_std="he",
+    warm_up=0.3,
+    snapshots=(),
+    mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.25, 0.3),
+)
+
+
+def by_hand(config, images, labels) -> list[dict]:
+    """The weights after each epoch, by torch's own optimizer and numpy's own padding."""
+    net = start_network(config).train()
+    options = dict(momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay)
+    sgd, shift, count, seen = torch.optim.SGD(net.parameters(), lr=1.0, **options), config.shift, len(images), []
+    steps = -(-count // config.batch_size)
+    around = np.pad(images / 255, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="reflect")
+    for epoch in range(config.epochs):
+        draw = np.random.default_rng([config.seed, epoch])
+        order, corners = draw.permutation(count), draw.integers(0, 1, (2, count))
+        (top, left), mirrored = (
+            corners + draw.integers(-shift, shift + 1, (2, count)) + shift,
+            draw.integers(0, 2, count),
+        )
+        cut = [around[n, y : y + 32, x : x + 32] for n, y, x in zip(order, top, left, strict=True)]
+        cut = [picture[:, ::-1] if flip else picture for picture, flip in zip(cut, mirrored, strict=True)]
+        inputs = torch.tensor((np.stack(cut) - config.mean) / config.std).permute(0, 3, 1, 2).float()
+        for step, some in enumerate(torch.arange(count).split(config.batch_size)):
+            torch.manual_seed(config.seed * 1_000_003 + epoch * steps + step)
+            sgd.param_groups[0]["lr"] = rate(config, epoch * steps + step, steps, [])
+            wanted, smooth = torch.tensor(labels[order])[some], config.label_smoothing
+            sgd.zero_grad()
+            torch.nn.functional.cross_entropy(net(inputs[some]), wanted, label_smoothing=smooth).backward()
+            sgd.step()
+        seen.append({key: tensor.clone() for key, tensor in net.state_dict().items()})
+    return seen
+
+
+def test_a_training_is_a_plain_loop_of_torchs_own_parts(tmp_path):
+    config, seen = replace(ALL, seed=3), []
+
+    def keep(epoch, net):
+        seen.append({key: tensor.clone() for key, tensor in net.state_dict().items()})
+
+    train(config, folder=tmp_path, data=DATA, progress=False, callback=keep)
+    for ours, theirs in zip(seen, by_hand(config, *DATA["train"][:2]), strict=True):
+        for key in theirs:
+            torch.testing.assert_close(
+                ours[key], theirs[key], rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
+            )
+
+
+@pytest.mark.parametrize("name, value", [
+    ("weight_decay", 0.0), ("nesterov", False), ("momentum", 0.8), ("label_smoothing", 0.0), ("shift", 0),
+    ("flip", False), ("network", {**NETWORK, "dropout": 0.0}), ("batch_size", 9), ("lr", 0.03),
+])  # fmt: skip
+def test_each_of_these_parts_changes_the_weights_by_more_than_that(name, value):
+    images, labels = DATA["train"][:2]
+    runs = []
+    for config in (ALL, replace(ALL, **{name: value})):
+        run = training._begin(config, DATA, "cpu", training.Path("none"))
+        batches = training._loaders(run, DATA, "cpu")["train"].batches()
+        for batch, _ in zip(batches, range(2), strict=False):
+            run.net.train()
+            training._step(run, *batch, 5)
+        runs.append(run.net.conv1.weight.detach().clone())
+    assert not torch.allclose(*runs, rtol=1e-3, atol=1e-5)
+
+
 def test_one_cycle_is_torchs():
     config, steps = replace(TINY, epochs=4, lr=0.04, warm_up=0.2), 25
     parameter = torch.nn.Parameter(torch.zeros(1))

@@ -3,12 +3,14 @@
 import json
 import os
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_training import DATA, TINY, same
 
@@ -257,6 +259,33 @@ def test_torchvisions_networks_load_by_name_from_made_up_weights(tmp_path, monke
     assert card.normalize(np.zeros((1, 300, 224, 3), np.uint8)).shape == (1, 3, 224, 224)
 
 
+@pytest.mark.parametrize("name", ["squeezenet1_1", "inception_v3", "efficientnet_b0"])  # 256-224, 342-299, bicubic
+@pytest.mark.parametrize("shape", [(300, 421), (411, 290), (120, 95)])
+def test_a_card_of_torchvision_prepares_as_torchvision_does(name, shape):
+    noise = torch.rand(1, 3, 12, 17, generator=torch.Generator().manual_seed(4))
+    smooth = torch.nn.functional.interpolate(noise, size=shape, mode="bicubic").clamp(0, 1)
+    fine = 0.15 * torch.rand(1, 3, *shape, generator=torch.Generator().manual_seed(5))
+    image = (255 * (0.85 * smooth + fine)).to(torch.uint8)
+    card, prepare = weights._torchvision_card(name, []), weights._torchvision_weights(name).transforms()
+    pictures = [image[0]]  # as a tensor, and as Pillow's picture, whose bicubic filter rounds twice
+    pictures += [Image.fromarray(image[0].permute(1, 2, 0).numpy())] if card.interpolation == "bilinear" else []
+    ours = card.normalize(image.permute(0, 2, 3, 1).numpy())[0]
+    assert ours.shape == (3, card.size, card.size) and card.resize > card.size
+    for theirs in map(prepare, pictures):
+        far = (ours - theirs).abs() * torch.tensor(card.std).view(3, 1, 1)
+        assert far.max() <= 2.01 / 255 and far.mean() < 0.5 / 255
+    plain = replace(card, resize=None).normalize(image.permute(0, 2, 3, 1).numpy())[0]
+    assert (plain - theirs).abs().mean() > 0.1  # the case under test: without it another part is seen
+
+
+def test_pictures_of_the_cards_own_size_are_taken_as_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    card = weights._torchvision_card("resnet18", [])
+    assert card.resize == 256 and np.allclose(
+        card.normalize(images)[0, 2], (images[0, :, :, 2] / 255 - 0.406) / 0.225, atol=1e-5
+    )
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("executed",)
@@ -270,6 +299,82 @@ def test_a_download_that_would_execute_is_refused(tmp_path, monkeypatch):
         load_network("squeezenet1_1")
     assert not (tmp_path / "executed").exists() and one_line(error)
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def traced(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated; people have such files
+        torch.jit.save(torch.jit.trace(torch.nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)), str(path))
+
+
+FILES = dict(
+    traced=traced,
+    a_module=lambda path: torch.save(torch.nn.Conv2d(3, 4, 3), path),
+    a_list=lambda path: torch.save([1, 2], path),
+    a_tensor=lambda path: torch.save(torch.zeros(3), path),
+    of_another=lambda path: torch.save(dict(state_dict={}), path),
+    numbered=lambda path: torch.save({1: 2}, path),
+    text=lambda path: path.write_text("hello"),
+    page=lambda path: path.write_text("<html>not found"),
+    empty=lambda path: path.write_bytes(b""),
+    pickled=lambda path: path.write_bytes(pickle.dumps(dict(a=1))),
+    folder=lambda path: path.mkdir(),
+    link_to_nowhere=lambda path: path.symlink_to(path.parent / "nowhere"),
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_foreign_file_under_a_known_name_is_a_one_line_error(house, name, tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(weights, "data_root", lambda: tmp_path)
+    kept = weights._torchvision_weights("squeezenet1_1").url.rpartition("/")[2]
+    published()
+    (house / "tiny.safetensors").unlink()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    real = weights.REAL["alexnet-imagenet"]
+    places = dict(squeezenet1_1=tmp_path / "hub/checkpoints" / kept, tiny=house / "tiny.safetensors")
+    for network, path in (places | {"alexnet-imagenet": tmp_path / real}).items():
+        FILES[name](path)
+        with pytest.raises(ValueError, match=path.name) as error:
+            load_network(network)
+        assert one_line(error) and "weights_only" not in str(error.value), error.value
+
+
+@pytest.mark.parametrize("name", [3, None, files.Path("zfnet-menagerie"), ["tiny"], "", "../tiny", "x" * 5000, "a\0b"])
+def test_what_is_no_name_is_a_one_line_error(house, name):
+    published()
+    with pytest.raises(ValueError, match="by its name|unknown network") as error:
+        load_network(name)
+    assert one_line(error)
+
+
+def test_a_file_of_ones_own_is_pointed_to_the_way_in(house):
+    with pytest.raises(ValueError, match="unknown network 'mine.pt'.*load them into your module") as error:
+        load_network("mine.pt")
+    assert one_line(error)
+
+
+def test_a_sidecar_that_is_a_link_to_nowhere_is_named(house):
+    published()
+    (house / "tiny.json").unlink()
+    (house / "tiny.json").symlink_to(house / "gone.json")
+    with pytest.raises(ValueError, match="tiny.json") as error:
+        load_network("tiny")
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"one column\n"])
+def test_a_list_of_classes_that_is_none_is_named(tmp_path, content):
+    if content:
+        (tmp_path / "imagenet-classes.tsv").write_bytes(content)
+    with pytest.raises(ValueError, match="imagenet-classes.tsv: not the list") as error:
+        weights._imagenet_classes(tmp_path)
+    assert one_line(error)
 
 
 def test_no_network_is_a_one_line_error(tmp_path, monkeypatch):

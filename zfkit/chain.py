@@ -139,7 +139,7 @@ class Step(NamedTuple):
     kept: object = None  # a pool's switches, the maps that entered a contrast normalisation
 
 
-def kept(module: nn.Module, below: Tensor) -> Tensor | None:
+def kept(module: nn.Module, below: Tensor, above: Tensor) -> Tensor | None:
     """What the way down needs of the maps below a layer."""
     keeps = kind(module).keeps
     return keeps(module, below) if keeps else None
@@ -158,7 +158,7 @@ class Climb:
     """One clean pass through a chain: its `steps`, the `maps` of the named layers, at which step (`depth`) each is.
 
     names: modules; the pass ends at the last of them, or with `beyond` at the layer after it.    keep: what a step
-    keeps, a function of its module and the maps below. Raises NotAChain as `steps_to`, which it serves.
+    keeps, a function of its module, the maps below and above. Raises NotAChain as `steps_to`, which it serves.
     """
 
     def __init__(self, net: nn.Module, images: Tensor, names: set[str], keep=kept, beyond=False):
@@ -213,7 +213,7 @@ class Climb:
 
     def _climb(self, name, module, above):
         below = self.top
-        self.steps.append(Step(name, module, below.shape, above.shape, self.keep(module, below)))
+        self.steps.append(Step(name, module, below.shape, above.shape, self.keep(module, below, above)))
         self._rise(above)
 
     def _between(self, function, arguments, named):

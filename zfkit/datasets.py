@@ -107,17 +107,20 @@ def file_names(name: str, split="test", limit=None) -> list[str]:
 
 
 def load_scenes(name: str, split="test", size=None, limit=None) -> list:
-    """The menagerie's scenes, drawn anew, whose images `load_images` gives for the same arguments.
+    """The menagerie's scenes whose images `load_images` gives for the same arguments: a list.
 
-    Each is a `menagerie.Scene`: image, masks, part map, keypoints, pose. ValueError for a set that is no menagerie.
+    Each is a `menagerie.Scene`: image, part map, masks, keypoints, pose; its arrays are read-only.
+    Drawn once, then read from the cache. ValueError for a set that is no menagerie.
+
+    >>> load_scenes("menagerie", limit=1)[0].keypoints["nose"]  # x, y in pixels, whether it is seen
     """
     _check(name, split, size, limit)
     if name not in MENAGERIE:
         raise ValueError(f"data set {name!r} has no scenes; valid are {', '.join(MENAGERIE)}")
-    from .menagerie import render
+    from .menagerie import cached_scenes
 
     seed, count = SEEDS[split]
-    return [render(seed, k, size or 80, level=MENAGERIE[name]) for k in range(min(count, limit or count))]
+    return cached_scenes(seed, min(count, limit or count), size or 80, MENAGERIE[name])
 
 
 def load_masks(name: str, split="test", size=None, limit=None) -> np.ndarray:

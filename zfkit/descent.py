@@ -26,7 +26,7 @@ def chain_to(net: nn.Module, image: Tensor, name: str) -> "Chain | None":
     """The layers from the pixels to a layer, or None if they are no plain chain of layers with windows."""
     try:
         with evaluating(net), torch.no_grad():
-            steps = Climb(net, image, {name}, keep=lambda module, below: None).steps
+            steps = Climb(net, image, {name}, keep=lambda *_: None).steps
     except NotAChain:
         return None
     modules = [step.module for step in steps]

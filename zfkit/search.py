@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .chain import sliding
+from .chain import Climb, kind, sliding
 from .fields import ReceptiveField
 from .files import read_tensors, write_tensors
 from .forward import evaluating, run_to
@@ -57,21 +57,29 @@ def strongest(
     if not 1 <= k <= count:
         raise ValueError(f"k is {k!r}; valid: 1 to {count}, the number of images")
     file = None if folder is None else kept_file(folder, "strongest", net, images, normalize, sorted(names.items()), k)
-    many = BATCH * (1 + (_checked(images[:1], normalize).numel() < 3 * 100 * 100))  # small images, more at once
-    done, tables = _read(file)
-    running = Pass(net, set(names.values()), k, tables)
-    with evaluating(net), torch.no_grad(), tqdm(total=count, initial=done, disable=not progress, unit="image") as bar:
-        saved = time.monotonic()
-        for first in range(done, count, many):
-            batch = _checked(images[first : first + many], normalize)
-            running.first = first
-            run_to(net, batch, {*names.values(), *running.pools}, running)
+    tables = _passed(net, images, set(names.values()), k, normalize, file, progress)
+    return {layer: tables[name].ranked() for layer, name in names.items()}
+
+
+def _passed(net, images, names: set, k, normalize, file, progress) -> dict:
+    """The table of each module; of a pass that was broken off, what is left of it."""
+    first = _checked(images[:1], normalize)
+    many = BATCH * (1 + (first.numel() < 3 * 100 * 100))  # small images, more at once
+    (done, tables), count = _read(file), len(images)
+    if done == count:
+        return tables
+    bar, saved = tqdm(total=count, initial=done, disable=not progress, unit="image"), time.monotonic()
+    with evaluating(net), torch.no_grad(), bar:
+        running = Pass(names, k, tables, _pools(net, first, names))
+        for start in range(done, count, many):
+            batch, running.first = _checked(images[start : start + many], normalize), start
+            run_to(net, batch, names | set(running.pools), running)
             bar.update(len(batch))
-            done = first + len(batch)
+            done = start + len(batch)
             if file and (done == count or time.monotonic() - saved > SAVE_S):
                 _write(file, done, tables)
                 saved = time.monotonic()
-    return {layer: tables[name].ranked() for layer, name in names.items()}
+    return tables
 
 
 def most_excited(maps: Tensor) -> Tensor:
@@ -132,12 +140,13 @@ class Table(NamedTuple):
 class Pass:
     """The tables while the pass goes on; called with the maps of each watched layer."""
 
-    def __init__(self, net: nn.Module, names: set, k: int, tables: dict):
-        self.names, self.k, self.tables, self.first = names, k, tables, 0
-        self.pools = _pools(net, names)
+    def __init__(self, names: set, k: int, tables: dict, pools: dict):
+        self.names, self.k, self.tables, self.pools, self.first = names, k, tables, pools, 0
         self.waiting = dict.fromkeys(below for below, _ in self.pools.values())
 
     def __call__(self, name: str, maps: Tensor):
+        if maps.dim() not in (2, 4):  # such as the tokens of a transformer, (N, tokens, features)
+            raise ValueError(f"layer {name!r} gives {tuple(maps.shape)}, not (N, C, h, w) or (N, units)")
         maps = maps.reshape(*maps.shape, *[1] * (4 - maps.dim()))
         if name in self.pools:  # the maxima of its maps are those of the layer below, at a quarter of the reads
             below, module = self.pools[name]
@@ -169,14 +178,16 @@ class Pass:
         value[channels], place[:, channels] = both[:, : self.k], kept
 
 
-def _pools(net: nn.Module, names: set) -> dict:
-    """Name of a max pooling -> the layer directly below it and the pooling, where a plain chain makes that certain."""
-    if type(net).forward is not nn.Sequential.forward or len(dict(net.named_children())) < len(net):
+def _pools(net: nn.Module, image: Tensor, names: set) -> dict:
+    """Name of a max pooling -> the layer directly below it and the pooling, where the network is a chain up there."""
+    try:
+        steps = Climb(net, image, names, keep=lambda *_: None, beyond=True).steps
+    except ValueError:  # no chain, or images too small for the pooling: all maps are read as they are
         return {}
     return {
-        above: (below, module)
-        for (below, _), (above, module) in pairwise(net.named_children())
-        if below in names and isinstance(module, nn.MaxPool2d) and not module.return_indices
+        above.name: (below.name, above.module)
+        for below, above in pairwise(steps)
+        if below.name in names and kind(above.module).down == "unpool"
     }
 
 

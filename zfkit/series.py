@@ -68,9 +68,9 @@ def recorder(folder: Path | str, epochs):
     """A function (epoch, net) that keeps the net of these epochs in `folder`, for `snapshots`.
 
     Any training loop may call it after each epoch (1, 2, ...), as `train(..., callback=)` of
-    zfkit.training does; other epochs are passed over. Weights are kept whole, as they are shipped
-    (float16 for two or more dimensions), one file an epoch, written by atomic rename; a training
-    that was stopped and goes on adds to its folder.
+    zfkit.training does; other epochs are passed over. Weights are kept whole, as they are
+    shipped (float16 for two or more dimensions), one file an epoch, written by atomic rename; a
+    training that was stopped and goes on adds to its folder.
     Raises ValueError for epochs that are no whole numbers from 1 on, and for a damaged list of
     an older series.
 

@@ -1,7 +1,7 @@
 """Menagerie: a seeded picture set with exact ground truth for looking inside a small network."""
 
-from .cache import cached
+from .cache import cached, cached_scenes
 from .raster import DECOYS, IDS, PARTS
 from .scene import LEVELS, NAMES, Scene, dataset, render
 
-__all__ = ["DECOYS", "IDS", "LEVELS", "NAMES", "PARTS", "Scene", "cached", "dataset", "render"]
+__all__ = ["DECOYS", "IDS", "LEVELS", "NAMES", "PARTS", "Scene", "cached", "cached_scenes", "dataset", "render"]

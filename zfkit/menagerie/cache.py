@@ -1,95 +1,231 @@
-"""Whole sets on disk: drawn once on all cores, then memory-mapped."""
+"""Whole sets on disk: drawn once on all cores, then memory-mapped; images alone, or scenes with their truth."""
 
-import hashlib
+import io
+import json
 import os
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+import subprocess
+import sys
+from contextlib import ExitStack
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from .scene import NAMES, check, dataset, render
+from .scene import NAMES, Scene, check, render
 
-HERE, CHUNK = Path(__file__).parent, 64
-BAR_FROM = 2000  # images: fewer are drawn in seconds, and a bar would be another output of a chapter's cell
+CHUNK = 64  # pictures that a worker draws at a time
+BAR_FROM = 2000  # images: fewer take seconds, and a bar would be another output of a chapter's cell
 DRAWING = ("animals", "backdrops", "raster", "scene", "textures", "things")
+MAPS = ("parts", "decoys", "visible", "amodal")  # of a scene, each uint8 [S, S]
+KINDS = (".npy", "-maps.npy", "-scenes.jsonl")  # files of a set: images, maps, the rest of each scene
+WHOLE = set()  # marks of files that this process has drawn, or found whole
 
 
 def cached(seed, n, size=64, level="standard", folder=None):
-    """(images uint8 [n, S, S, 3] memory-mapped read-only, labels int64 [n]), equal to dataset(seed, n, size, level).
+    """(images uint8 [n, S, S, 3] memory-mapped read-only, labels int64 [n]) of pictures 0..n-1.
 
-    Drawn at the first call and kept as one file under folder/menagerie (default: ZFKIT_CACHE, else data/cache of the
-    repository), whose name holds a hash of the drawing sources; a damaged file is drawn again. Several processes may
-    start at once. Raises ValueError for a bad argument, OSError in one line, nothing left behind, if it cannot write.
+    Equal to dataset(seed, n, size, level). Drawn at the first call and kept as one file under
+    folder/menagerie (default: the cache folder), whose name holds a hash of the drawing sources; a
+    larger set's first pictures serve too, and a damaged file is drawn again. Several processes may
+    start at once. Raises ValueError for a bad argument, OSError in one line, nothing left behind, if
+    it cannot write.
     """
+    images = np.load(kept(seed, n, size, level, folder, KINDS[:1]).path(".npy"), mmap_mode="r")
+    return images[:n], np.arange(n) % len(NAMES)
+
+
+def cached_scenes(seed, n, size=64, level="standard", folder=None):
+    """Scenes 0..n-1 of a seed, equal to those of `render`, from files as `cached` keeps images.
+
+    Their arrays are read-only views of memory-mapped files. Errors as `cached`.
+    """
+    whole = kept(seed, n, size, level, folder, KINDS)
+    images, maps = (np.asarray(np.load(whole.path(kind), mmap_mode="r")) for kind in KINDS[:2])
+    with open(whole.path(KINDS[2]), "rb") as lines:
+        return [scene_of(k, images[k], maps[k], line) for k, line in zip(range(n), lines, strict=False)]
+
+
+class Set(NamedTuple):
+    """What is drawn, and the folder that keeps it."""
+
+    seed: int
+    n: int
+    size: int
+    level: str
+    folder: Path
+
+    def path(self, kind):
+        """The file of one of KINDS."""
+        name = f"{self.level}-{self.size}px-seed{self.seed}-{self.n}-{source_hash()}{kind}"
+        return self.folder / "menagerie" / name
+
+
+def kept(seed, n, size, level, folder, kinds) -> Set:
+    """The smallest set on disk of at least n pictures whose files are whole; drawn if there is none."""
+    from ..files import cache_dir  # here: a worker needs no torch, which files imports
+
     check(0, size, None, None, level, None, (), "all")
     if int(n) != n or n < 1:
         raise ValueError(f"n {n!r} is not a whole number of at least 1")
-    root = Path(folder or os.environ.get("ZFKIT_CACHE") or HERE.parents[1] / "data" / "cache")
-    path = root / "menagerie" / f"{level}-{size}px-seed{seed}-{n}-{source_hash()}.npy"
-    if not intact(path, seed, n, size, level):
-        write(path, seed, n, size, level)
-    return np.load(path, mmap_mode="r"), np.arange(n) % len(NAMES)
+    wanted = Set(seed, int(n), int(size), level, Path(folder) if folder else cache_dir())
+    beside = wanted.path(".npy").parent.glob(wanted._replace(n="*").path(".npy").name)
+    counts = sorted(int(path.name.split("-")[-2]) for path in beside)
+    for count in (count for count in counts if count >= n):
+        if not missing(wanted._replace(n=count), kinds):
+            return wanted._replace(n=count)
+    write(wanted, missing(wanted, kinds))
+    return wanted
 
 
+@lru_cache(maxsize=1)
 def source_hash():
-    return hashlib.sha256(b"".join((HERE / f"{name}.py").read_bytes() for name in DRAWING)).hexdigest()[:12]
+    """Twelve digits that change with the drawing."""
+    sources = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in DRAWING]
+    return sha256(b"".join(sources)).hexdigest()[:12]
 
 
-def intact(path, seed, n, size, level):
-    """Whether the file is there, whole, and ends with the picture it should."""
+def missing(wanted, kinds):
+    """The kinds of a set that are not there, or not whole."""
+    marks = {kind: mark(wanted, kind) for kind in kinds}
+    good = {kind for kind in kinds if marks[kind] and (marks[kind] in WHOLE or intact(wanted, kind))}
+    return tuple(kind for kind in kinds if kind not in good)
+
+
+def mark(wanted, kind):
+    """What tells a file from its older self: time and length; None where there is none."""
     try:
-        images = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return False
-    if images.shape != (n, size, size, 3) or images.dtype != np.uint8:
-        return False
-    return bool((images[-1] == render(seed, n - 1, size, level=level).image).all())
+        state = os.stat(wanted.path(kind))
+    except OSError:
+        return None
+    return wanted, kind, state.st_mtime_ns, state.st_size
 
 
-def write(path, seed, n, size, level):
-    """Draw into a file of its own, then rename it: readers see all of it or nothing."""
-    temporary = None
+def intact(wanted, kind):
+    """Whether a file is whole and ends with the picture it should; noted in WHOLE."""
+    start, last = head(wanted, kind), last_picture(wanted)[KINDS.index(kind)]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            temporary = Path(file.name)
-            header = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
-            np.lib.format.write_array_header_1_0(file, header)
-            with tqdm(total=n, desc=f"drawing the menagerie, {size} px", unit="image", disable=n < BAR_FROM) as bar:
-                for images in chunks(seed, n, size, level):
-                    file.write(images.tobytes())
-                    bar.update(len(images))
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
+        with open(wanted.path(kind), "rb") as file:
+            lines = wanted.n if kind != KINDS[2] else sum(1 for _ in file)
+            file.seek(0)
+            begins = file.read(len(start)) == start
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - len(last)))
+            ends = file.read() == last
+    except OSError:
+        return False
+    full = kind == KINDS[2] or length == len(start) + wanted.n * len(last)
+    if begins and ends and full and lines == wanted.n:
+        WHOLE.add(mark(wanted, kind))
+    return mark(wanted, kind) in WHOLE
+
+
+@lru_cache(maxsize=64)
+def last_picture(wanted):
+    """What `drawn` gives of the last picture of a set."""
+    return drawn(wanted, wanted.n - 1)
+
+
+def head(wanted, kind):
+    """The bytes before the first picture of a file."""
+    if kind == KINDS[2]:
+        return b""
+    shape = (wanted.size, wanted.size, 3) if kind == KINDS[0] else (len(MAPS), wanted.size, wanted.size)
+    header, file = {"descr": "|u1", "fortran_order": False, "shape": (wanted.n, *shape)}, io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+def write(wanted, kinds):
+    """Draw into files of their own, then rename them: readers see all of each or nothing."""
+    from ..files import replacing
+
+    n, title = wanted.n, f"drawing the menagerie, {wanted.size} px"
+    try:
+        with ExitStack() as stack:
+            files = {}
+            for kind in kinds:
+                part = stack.enter_context(replacing(wanted.path(kind)))
+                files[KINDS.index(kind)] = stack.enter_context(open(part, "wb"))
+                files[KINDS.index(kind)].write(head(wanted, kind))
+            bar = stack.enter_context(tqdm(total=n, desc=title, unit="image", disable=n < BAR_FROM))
+            for start, parts in zip(range(0, n, CHUNK), chunks(wanted)):
+                for place, file in files.items():
+                    file.write(parts[place])
+                bar.update(min(CHUNK, n - start))
+        WHOLE.update(mark(wanted, kind) for kind in kinds)
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {wanted.path(kinds[0])}: {error.strerror or error}") from None
 
 
-def draw(job):
-    return dataset(*job)[0]
-
-
-def chunks(seed, n, size, level):
-    """Images of consecutive chunks, drawn on every core that this process may use."""
-    jobs = [(seed, min(CHUNK, n - start), size, level, start) for start in range(0, n, CHUNK)]
+def chunks(wanted):
+    """What `drawn` gives of each chunk in turn, on every core that this process may use."""
+    starts = range(0, wanted.n, CHUNK)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    done, cores = 0, min(allowed, len(jobs))
-    if cores > 1:
-        pool = ProcessPoolExecutor(cores, mp_context=get_context("spawn"))  # fork is unsafe beside torch's threads
-        try:
-            for images in pool.map(draw, jobs):
-                yield images
-                done += 1
-        except BrokenProcessPool:  # e.g. a script without a __main__ guard: go on alone
-            pass
-        finally:
-            pool.shutdown(cancel_futures=True)
-    for job in jobs[done:]:
-        yield draw(job)
+    done = 0
+    if (cores := min(allowed, len(starts))) > 1 and sys.executable:
+        for parts in by_workers(wanted, starts, cores):
+            yield parts
+            done += 1
+    for start in starts[done:]:  # those that no worker drew
+        yield drawn(wanted, start)
+
+
+def by_workers(wanted, starts, cores):
+    """The chunks from processes of their own, which import the drawing and nothing of the caller's.
+
+    Worker k draws chunks k, k + cores, ... into a pipe; ends early if one of them dies.
+    """
+    places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+    shares = [json.dumps([*wanted[:4], [*starts[k::cores]]], default=int) for k in range(cores)]
+    command = [sys.executable, "-P", "-m", "zfkit.menagerie"]
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    workers = []
+    try:
+        for share in shares:
+            pipes = dict(stdin=null, stdout=pipe, stderr=null)
+            workers.append(subprocess.Popen([*command, share], env=env, **pipes))
+        for k in range(len(starts)):
+            lengths = workers[k % cores].stdout.readline().split()
+            parts = [workers[k % cores].stdout.read(int(length)) for length in lengths]
+            if len(parts) < len(KINDS) or [*map(len, parts)] != [*map(int, lengths)]:
+                return
+            yield parts
+    except (OSError, ValueError):  # none can be started here, or something else writes to the pipe
+        return
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+            worker.stdout.close()
+
+
+def send(share, out):
+    """A worker's part: each chunk of its share as a line of lengths and the bytes."""
+    *what, starts = json.loads(share)
+    for start in starts:
+        parts = drawn(Set(*what, Path()), start, CHUNK)
+        out.write(b" ".join(b"%d" % len(part) for part in parts) + b"\n" + b"".join(parts))
+        out.flush()
+
+
+def drawn(wanted, start, count=CHUNK):
+    """The bytes of some pictures from number `start` on, as the files of KINDS hold them."""
+    numbers = range(start, min(start + count, wanted.n))
+    scenes = [render(wanted.seed, k, wanted.size, level=wanted.level) for k in numbers]
+    maps = [getattr(scene, name).astype(np.uint8).tobytes() for scene in scenes for name in MAPS]
+    lines = [json.dumps([scene.keypoints, scene.pose, scene.background]) + "\n" for scene in scenes]
+    images = b"".join(scene.image.tobytes() for scene in scenes)
+    return images, b"".join(maps), "".join(lines).encode()
+
+
+def scene_of(number, image, maps, line):
+    """The scene that one row of each file describes."""
+    keypoints, pose, background = json.loads(line)
+    keypoints = {name: tuple(point) for name, point in keypoints.items()}
+    parts, decoys, visible, amodal = maps
+    label, masks = number % len(NAMES), (visible.view(bool), amodal.view(bool))
+    return Scene(image, label, parts, decoys, *masks, keypoints, pose, background)
