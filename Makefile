@@ -39,7 +39,7 @@ test: lint ## all that a change must pass: pytest, strict nbval, papermill with 
 	$(PY) -m pytest -n $(JOBS) --no-loadscope-reorder -m "not nightly"
 
 test-all: lint ## and what takes long: whole chapters on real networks and photographs
-	$(PY) -m pytest -n $(JOBS) --no-loadscope-reorder
+	$(PY) -m pytest -n $(JOBS) --no-loadscope-reorder -m "nightly or not nightly"
 
 lint: install ## style, and notebooks clean and executed
 	$(PY) -m ruff check .

@@ -15,6 +15,7 @@ html_show_sourcelink = False
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # the default loads two scripts from elsewhere
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # tables that a cell gives as Markdown
 myst_enable_extensions = ["dollarmath", "amsmath", "html_image"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header", "myst.xref_missing"]  # chapters also link to files beside the site

@@ -2,6 +2,8 @@
 
 import os
 import re
+import resource
+from collections import Counter
 
 import pytest
 
@@ -49,3 +51,36 @@ def pytest_collection_modifyitems(config, items):
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cpu", action="store_true", help="print the CPU seconds of each test file, its kernels' with it")
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of its ended children so far."""
+    spent = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
+
+
+_counted = [0.0]  # what earlier tests of this process used
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Each phase of a test says what it used: a kernel counts where it ends, at its notebook's last cell."""
+    report, now = (yield).get_result(), cpu_seconds()
+    report.user_properties.append(("cpu", now - _counted[0]))
+    _counted[0] = now
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """With --cpu, the CPU seconds by file (chapter by chapter in tests/chapters), most first."""
+    spent = Counter()
+    for report in sum(terminalreporter.stats.values(), []):
+        for name, seconds in getattr(report, "user_properties", ()):
+            spent[together(report.nodeid)] += seconds * (name == "cpu")
+    if config.option.cpu and spent:
+        terminalreporter.write_line(f"CPU seconds by file, {sum(spent.values()):.0f} in all")
+        for file, seconds in spent.most_common():
+            terminalreporter.write_line(f"{seconds:8.1f} {file}")

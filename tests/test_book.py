@@ -136,15 +136,17 @@ TRAVELLERS = {  # what a shell gives -> what Python must find, in a parameter of
 
 
 def test_values_arrive_as_they_are_typed(house):
-    cell = 'TEXT: str = "x"\nSHARE: float = 0.5\nCOUNT: int = 0\nFLAG: bool = True'
-    path = chapter(house / "notebooks", "90_types", "print([TEXT, SHARE, COUNT, FLAG])", parameters=cell)
-    types, longest = dict(TEXT=str, SHARE=float, COUNT=int), max(map(len, TRAVELLERS.values()))
-    for turn in range(0, longest):
-        texts = {name: values[turn % len(values)] for name, values in TRAVELLERS.items()}
-        values = book.settings([path], [f"{name}={text}" for name, text in texts.items()])[path]
-        wanted = [types[name](texts[name]) for name in types] + [texts["FLAG"] == "TRUE"]
-        found = said(book.run_chapter(path, house / "build" / path.name, values))
-        assert found == f"{wanted}\n", texts
+    """All of them in one run, each in a parameter of its own."""
+    kinds = dict(TEXT="str", SHARE="float", COUNT="int", FLAG="bool")
+    texts = {f"{name}_{k}": text for name, given in TRAVELLERS.items() for k, text in enumerate(given)}
+    default = dict(str="", float=0.5, int=1, bool=True)
+    kind = {name: kinds[name.split("_")[0]] for name in texts}
+    cell = "\n".join(f"{name}: {kind[name]} = {default[kind[name]]!r}" for name in texts)
+    path = chapter(house / "notebooks", "90_types", f"print([{', '.join(texts)}])", parameters=cell)
+    values = book.settings([path], [f"{name}={text}" for name, text in texts.items()])[path]
+    typed = dict(str=str, float=float, int=int, bool=lambda text: text == "TRUE")
+    wanted = [typed[kind[name]](text) for name, text in texts.items()]
+    assert said(book.run_chapter(path, house / "build" / path.name, values)) == f"{wanted}\n"
 
 
 def test_relative_paths_are_read_where_the_command_was_given(house, monkeypatch):

@@ -1,7 +1,8 @@
-"""What lies below a layer: one table of the layers that are known, and one pass that follows them.
+"""What lies below a layer: one table of the known layers, and one pass that follows them.
 
-Whoever walks through a network asks here: the deconvnet on its way down, the windows of the projections and
-of the occlusion sweep, the receptive fields, the search for the strongest units.
+Whoever walks through a network asks here: the deconvnet on its way down, the windows of the
+projections and of the occlusion sweep, the receptive fields, the search for the strongest
+units.
 """
 
 from collections.abc import Callable
@@ -20,18 +21,18 @@ from .switches import pool_with_switches
 
 
 class NotAChain(ValueError):
-    """The layers are no plain chain: they branch, one is used twice, or something changes maps between them."""
+    """No plain chain: layers branch, one is used twice, or maps change between them."""
 
 
-# --- the table -----------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------
 
 
 class Kind(NamedTuple):
     """What a layer is to all who walk past it."""
 
     down: str | None = None  # the mirror's step (`deconvnet`); None: it has none
-    field: str | None = None  # a unit reads a "point" of the maps below, a "window", the whole "image", all
-    # "numbers" behind a flatten, or is one of the numbers that "flatten" makes of maps; None: not known
+    field: str | None = None  # a unit reads a "point" of the maps below, a "window", the "image",
+    # all "numbers" behind a flatten, or is one that a "flatten" makes of maps; None: not known
     beyond: float | None = None  # what a window that leaves the maps finds there; None: it cannot be said
     up: Callable | None = None  # (module, type of numbers) -> the layer on maps that hold their padding
     keeps: Callable | None = None  # (module, maps below) -> what the way down needs of the way up
@@ -89,7 +90,7 @@ KINDS = {
 
 
 def kind(module: nn.Module) -> Kind:
-    """What the table says of a layer; of a class of one's own only if it keeps the forward pass of a known one."""
+    """What the table says of a layer; of a user's class only if it keeps a known forward pass."""
     found = Kind()
     for ancestor in type(module).__mro__:
         found = KINDS.get(ancestor, found)
@@ -106,7 +107,7 @@ def kind(module: nn.Module) -> Kind:
 
 
 def sliding(module: nn.Module) -> list[tuple[int, int, int, int]] | None:
-    """(kernel, stride, padding in front, dilation) along rows and columns; None of layers without windows."""
+    """(kernel, stride, padding in front, dilation) by rows and columns; None without windows."""
     if kind(module).field != "window":
         return None
     each = module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1)
@@ -119,14 +120,14 @@ def sliding(module: nn.Module) -> list[tuple[int, int, int, int]] | None:
 
 
 def unpadded(module: nn.Module, dtype=None) -> Callable[[Tensor], Tensor] | None:
-    """The layer as a function of maps that already hold their padding, in a type; None if it has no such form."""
+    """The layer as a function of maps that hold their padding; None if it has no such form."""
     what = kind(module)
     if what.field not in ("point", "window") or (what.field == "window" and what.beyond is None):
         return None
     return what.up(module, dtype) if what.up else module
 
 
-# --- a pass that follows a chain -----------------------------------------------------------------------------
+# --- a pass that follows a chain --------------------------------------------------------------
 
 
 class Step(NamedTuple):
@@ -149,16 +150,22 @@ def steps_to(net: nn.Module, images: Tensor, name: str) -> tuple[list[Step], Ten
     """The layers from the pixels up to module `name` ("": the whole network), and its maps.
 
     Raises NotAChain unless each layer takes what the last gave, unchanged.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+    >>> steps, maps = steps_to(net, torch.zeros(1, 3, 8, 8), "2")
+    >>> [(step.name, kind(step.module).down, tuple(step.above[1:])) for step in steps]
+    [('0', 'filter', (4, 6, 6)), ('1', 'rectify', (4, 6, 6)), ('2', 'unpool', (4, 3, 3))]
     """
     climb = Climb(net, images, {name})
     return climb.steps, climb.maps[name]
 
 
 class Climb:
-    """One clean pass through a chain: its `steps`, the `maps` of the named layers, at which step (`depth`) each is.
+    """One clean pass through a chain: its `steps`, the named layers' `maps` and `depth` (step).
 
-    names: modules; the pass ends at the last of them, or with `beyond` at the layer after it.    keep: what a step
-    keeps, a function of its module, the maps below and above. Raises NotAChain as `steps_to`, which it serves.
+    names: modules; the pass ends at the last of them, or with `beyond` at the layer after it.
+    keep: what a step keeps, a function of its module, the maps below and above. Raises
+    NotAChain as `steps_to`, which it serves.
     """
 
     def __init__(self, net: nn.Module, images: Tensor, names: set[str], keep=kept, beyond=False):
@@ -250,7 +257,7 @@ def _version(maps: Tensor) -> int:
     return 0 if maps.is_inference() else maps._version
 
 
-# --- the same of a network without an image ------------------------------------------------------------------
+# --- the same of a network without an image ---------------------------------------------------
 
 
 class _Tracer(fx.Tracer):
@@ -259,7 +266,7 @@ class _Tracer(fx.Tracer):
 
 
 def graph_to(net: nn.Module, name: str) -> list[fx.Node]:
-    """What is called from the pixels up to the first use of module `name`, branches included, in the order of the pass.
+    """What is called from the pixels up to the first use of module `name`, branches included.
 
     Raises ValueError where it depends on the image, and for a module that is not run.
     """

@@ -14,7 +14,11 @@ from .geometry import resolve
 
 
 def edges(normalized: Tensor) -> Tensor:
-    """Strength of the brightness step at each pixel, (N, 1, H, W): a map that knows no network."""
+    """Strength of the brightness step at each pixel, (N, 1, H, W): a map that knows no network.
+
+    >>> edges(torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]]))
+    tensor([[[[0., 1., 1., 0.]]]])
+    """
     grey = F.pad(normalized.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
     down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
@@ -22,7 +26,12 @@ def edges(normalized: Tensor) -> Tensor:
 
 
 def filtering(net: nn.Module, normalized: Tensor, layer: str) -> list[str]:
-    """The names of the modules with filters that `layer` rests on, in the order of the forward pass."""
+    """Names of the modules with filters that `layer` rests on, in the forward pass's order.
+
+    >>> import zfkit
+    >>> filtering(zfkit.zfnet(10, size=80, fc=(16, 16)), torch.zeros(1, 3, 80, 80), "conv3")
+    ['conv1', 'conv2', 'conv3']
+    """
     found = {
         name: module
         for name, module in net.named_modules()
@@ -35,10 +44,17 @@ def filtering(net: nn.Module, normalized: Tensor, layer: str) -> list[str]:
 
 
 def randomized(net: nn.Module, names, normalized: Tensor, seed=0) -> nn.Module:
-    """A copy of the network in which the named modules have random weights of the same spread, in eval mode.
+    """A copy of the network, the named modules with random weights of like spread, in eval mode.
 
-    Batch normalisations then take their statistics anew from the images (N, 3, H, W), or most units would be dead.
+    Batch normalisations then take their statistics anew from the images (N, 3, H, W), or most
+    units would be dead.
     Source: the sanity checks of Adebayo et al. 2018, for the control "untrained".
+
+    >>> import zfkit
+    >>> net, images = zfkit.zfnet(10, size=80, fc=(16, 16)), torch.zeros(2, 3, 80, 80)
+    >>> other = randomized(net, filtering(net, images, "conv2"), images)
+    >>> [torch.equal(other.get_submodule(n).weight, net.get_submodule(n).weight) for n in ("conv2", "conv3")]
+    [False, True]
     """
     other, generator = copy.deepcopy(net), torch.Generator().manual_seed(seed)
     for name in names:

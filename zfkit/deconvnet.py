@@ -1,7 +1,8 @@
-"""The deconvnet of ZF 2013, sec. 2.1: one unit's activation sent back to the pixels, by two routes.
+"""The deconvnet of ZF 2013, sec. 2.1: a unit's activation sent back to the pixels, two ways.
 
-The mirror walks down a chain of layers in explicit steps: unpool, rectify, transposed filter. The gradient
-route is a backward pass in which every ReLU rectifies the signal; it also takes networks with branches.
+The mirror walks down a chain of layers in explicit steps: unpool, rectify, transposed filter.
+The gradient route is a backward pass in which every ReLU rectifies the signal; it also takes
+networks with branches.
 """
 
 from functools import partial
@@ -39,26 +40,43 @@ def project(
 ) -> Tensor:
     """The pictures (N, 3, H, W), signed, that one unit of `layer` in each image projects to.
 
-    normalized: float (N, 3, H, W).    layer: a stage of our networks or any module's qualified name; of a
-    module used more than once the first use.    channel: one for all or one per image.
-    position: (row, col), for all or one per image; None takes each image's strongest, of equals the first.
+    normalized: float (N, 3, H, W).    layer: a stage of our networks or any module's qualified
+    name; of a module used more than once the first use.    channel: one for all or one per
+    image.
+    position: (row, col), for all or one per image; None takes each image's strongest, of equals
+    the first.
     start: value at the unit, for all or one per image; None takes the activation itself.
-    overlap: "sum" or "max", see `switches.unpool`.    lrn: "skip" passes contrast normalisation straight
-    through, as the authors did; "derivative" differentiates it.
-    route: "mirror" (explicit steps, chains only), "gradient" (autograd with the ReLU's backward replaced: where
-    branches meet again their signals add up, unrectified) or "auto": the mirror wherever it applies.
-    rule: what a ReLU does on the way down; "deconvnet" rectifies the signal, "gradient" masks it by the
-    forward pass, "guided" does both. The last two always take the gradient route.
-    The network is evaluated in eval mode and left as it was. Biases play no part; pixels are not rectified.
-    Raises ValueError for an unknown layer or option, a unit outside the layer, or a network that neither
-    route can take (functional ReLU, another activation); NotAChain where the mirror alone cannot.
+    overlap: "sum" or "max", see `switches.unpool`.    lrn: "skip" passes contrast normalisation
+    straight through, as the authors did; "derivative" differentiates it.
+    route: "mirror" (explicit steps, chains only), "gradient" (autograd with the ReLU's backward
+    replaced: where branches meet again their signals add up, unrectified) or "auto": the mirror
+    wherever it applies.
+    rule: what a ReLU does on the way down; "deconvnet" rectifies the signal, "gradient" masks
+    it by the forward pass, "guided" does both. The last two always take the gradient route.
+    The network is evaluated in eval mode and left as it was. Biases play no part; pixels are
+    not rectified. In flat regions of an image the maxima of a pool are equal in exact
+    arithmetic. There rounding decides the switch, and the picture may differ between
+    implementations of the convolution: another batch size, memory format, number of threads or
+    processor. Of values equal to the bit the first in reading order counts.
+    Raises ValueError for an unknown layer or option, a unit outside the layer, or a network
+    that neither route can take (functional ReLU, another activation); NotAChain where the
+    mirror alone cannot.
+    Source: ZF 2013, sec. 2.1.
+
+    >>> import torch, zfkit
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, (1, 2), bias=False), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+    >>> net[0].weight.data = torch.tensor([[[[1.0, -2.0]]]])
+    >>> image = torch.tensor([[[[0.0, 3.0, 0.0], [0.0, 5.0, 1.0]]]])
+    >>> zfkit.project(net, image, "2", channel=0)  # the maximum, 3, is switched to row 0, column 1
+    tensor([[[[ 0.,  3., -6.],
+              [ 0.,  0.,  0.]]]])
     """
     _check(normalized, overlap=overlap, lrn=lrn, route=route, rule=rule)
     if rule != "deconvnet" and route == "mirror":
         raise ValueError(f"rule {rule!r} needs the forward pass at every ReLU: use route='gradient'")
     name, count, pictures = resolve(net, layer), len(normalized), []
-    unit = [_for_each("channel", channel, count), _for_each("position", position, count, (2,))]
-    unit.append(_for_each("start", start, count))
+    asked = ("channel", channel, ()), ("position", position, (2,)), ("start", start, ())
+    unit = [_for_each(what, wish, count, shape) for what, wish, shape in asked]
     walk = {"mirror": _mirror, "gradient": gradient_route, "auto": _mirror_or_gradient}[route]
     walk = walk if rule == "deconvnet" else partial(gradient_route, rule=rule)
     with torch.inference_mode(False), evaluating(net):
@@ -68,7 +86,7 @@ def project(
     return torch.cat(pictures)
 
 
-# --- the mirror: one step per layer -------------------------------------------------------------------------
+# --- the mirror: one step per layer -----------------------------------------------------------
 
 
 def _mirror(net, images, name, seed, overlap, lrn) -> Tensor:
@@ -116,7 +134,7 @@ def rectify(signal: Tensor) -> Tensor:
 
 
 def transposed_filter(signal: Tensor, conv: nn.Conv2d, size: torch.Size) -> Tensor:
-    """The signal filtered with the transposed filters of `conv`, without bias, to maps of `size`."""
+    """The signal through the transposed filters of `conv`, without bias, to maps of `size`."""
     axes, rest, sides = sliding(conv), [], tuple(size[2:])
     for units, side, (taps, stride, padding, dilation) in zip(signal.shape[2:], sides, axes):
         first, end = needed((0, units), taps, stride, padding, dilation)
@@ -127,7 +145,7 @@ def transposed_filter(signal: Tensor, conv: nn.Conv2d, size: torch.Size) -> Tens
 
 
 def folded_scale(norm: nn.BatchNorm2d) -> Tensor:
-    """Factor per channel that batch normalisation puts on its convolution's filters, sign included."""
+    """Factor per channel that batch normalisation puts on its filters, sign included."""
     scale = (norm.running_var + norm.eps).rsqrt()
     return scale if norm.weight is None else scale * norm.weight
 
@@ -139,7 +157,7 @@ def _adjoint(function, below: Tensor, signal: Tensor) -> Tensor:
         return torch.autograd.grad(function(below), below, signal)[0]
 
 
-# --- the unit to start from, and bad input ------------------------------------------------------------------
+# --- the unit to start from, and bad input ----------------------------------------------------
 
 
 def _seed(layer, channel, position, start, maps) -> Tensor:

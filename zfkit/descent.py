@@ -1,8 +1,9 @@
 """Down a chain inside windows: from many units of a layer to the pixels that each of them sees.
 
-Going down, the deconvnet needs the filters and the switches and no other activation. So a unit needs the
-switches inside its window: found by a forward pass on the crop alone, as far as the last pooling below it, or
-kept from one pass over each whole image.
+Going down, the deconvnet needs the filters and the switches and no other activation. So a unit
+needs the
+switches inside its window: found by a forward pass on the crop alone, as far as the last
+pooling below it, or kept from one pass over each whole image.
 """
 
 import numpy as np
@@ -23,7 +24,7 @@ DOWN = ("filter", "rectify", "unpool", "contrast", "scale", "reshape")  # the st
 
 
 def chain_to(net: nn.Module, image: Tensor, name: str) -> "Chain | None":
-    """The layers from the pixels to a layer, or None if they are no plain chain of layers with windows."""
+    """The layers from the pixels to a layer; None if they are no chain with windows."""
     try:
         with evaluating(net), torch.no_grad():
             steps = Climb(net, image, {name}, keep=lambda *_: None).steps
@@ -44,7 +45,7 @@ def _plain(step: Step, lower: nn.Module | None) -> bool:
 
 
 class Chain:
-    """The layers below a unit, walked up and down inside windows; the windows of a layer's units are of one size."""
+    """The layers below a unit, walked up and down inside windows, of one size in each layer."""
 
     def __init__(self, layers: list[Step]):
         self.layers = layers
@@ -62,7 +63,7 @@ class Chain:
         return weight.detach().contiguous(memory_format=torch.channels_last)
 
     def windows(self, row: Tensor, col: Tensor) -> list:
-        """For each map from the pixels up the windows [first, end) of the units, along rows and columns."""
+        """For each map from the pixels up the windows [first, end) of the units, by rows, columns."""
         found = [[(row, row + 1), (col, col + 1)]]
         for layer in reversed(self.layers):
             steps = sliding(layer.module)
@@ -79,7 +80,7 @@ class Chain:
         return np.prod(self.sides()[0]) / np.prod(self.layers[0].below[2:])
 
     def project_all(self, load, channel: Tensor, units: Strongest, way: str, bar) -> tuple[list, np.ndarray]:
-        """Pictures and boxes of the units, taken image by image, so that an image is normalised once."""
+        """Pictures and boxes of the units, image by image, so that each is normalised once."""
         sizes = [s[0] * s[1] * layer.above[1] for s, layer in zip(self.sides()[1:], self.layers)]
         many = int(np.clip(BYTES / (max(sizes) * 4), 8, 256))
         numbers, image = units.image.unique(return_inverse=True)
@@ -123,7 +124,7 @@ class Chain:
         return switches
 
     def keep(self, normalized: Tensor) -> dict[int, Tensor]:
-        """The switches of whole images: uint8 (N, h, w, C), the place inside the pooling window."""
+        """The switches of whole images: uint8 (N, h, w, C), places inside the pools' windows."""
         maps, kept = normalized.clone(), {}
         for j, layer in enumerate(self.climb):
             if kind(layer.module).down == "unpool":
@@ -146,7 +147,7 @@ class Chain:
         return switches
 
     def down(self, channel: Tensor, value: Tensor, windows: list, switches: dict) -> Tensor:
-        """The signal in the pixels' windows (units, 3, h, w), given one value of one channel on top."""
+        """The signal in the pixels' windows (units, 3, h, w), from one value of one channel."""
         value = value.to(next(iter(self.weights.values()), value)).view(-1, 1, 1, 1)
         channel, signal = channel.to(value.device), None
         for j in reversed(range(len(self.layers))):
@@ -191,9 +192,10 @@ def _places_in_windows(pool: nn.MaxPool2d, maps: Tensor) -> tuple[Tensor, Tensor
 
 
 def _fine(module: nn.Conv2d, weight: Tensor) -> Tensor | None:
-    """Strided filters onto the few maps of the pixels, as ordinary filters onto stride x stride as many maps.
+    """Strided filters onto the pixels, as ordinary filters onto stride x stride as many maps.
 
-    The phases of the strided grid side by side, a fraction of the time of the transposed convolution.
+    The phases of the strided grid side by side, a fraction of the time of the transposed
+    convolution.
     """
     (k, s, _, d), other = sliding(module)
     if (k, s, _, d) != other or s == 1 or d > 1 or module.groups > 1 or module.in_channels > 4:
@@ -220,7 +222,7 @@ def _one_hot(channel: Tensor, value: Tensor, channels: int) -> Tensor:
 
 
 def _unpooled(module: nn.MaxPool2d, signal: Tensor, switches: Tensor, side) -> Tensor:
-    """Each value at its switch, equal places added up: `switches.unpool` in one step, whatever the layout."""
+    """Each value at its switch, equal places added up: `switches.unpool` for any layout."""
     sizes, strides, _, dilation = ([window[n] for window in sliding(module)] for n in range(4))
     below = signal.new_empty(len(signal), *side, signal.shape[1]).permute(0, 3, 1, 2)
     signal, places = (part.contiguous(memory_format=torch.channels_last) for part in (signal, switches))
@@ -238,7 +240,7 @@ def _numbers(window) -> list[Tensor]:
 
 
 def _cut(planes: Tensor, image: Tensor, window) -> Tensor:
-    """The windows of planes (N, H, W, C) as maps (units, C, h, w); beyond the border whatever stands on it."""
+    """The windows of planes (N, H, W, C) as maps (units, C, h, w); beyond the border what it holds."""
     size = planes.shape
     rows, columns = (number.clamp(0, side - 1) for number, side in zip(_numbers(window), size[1:3]))
     flat = (image[:, None, None] * size[1] + rows[:, :, None]) * size[2] + columns[:, None, :]
@@ -247,7 +249,7 @@ def _cut(planes: Tensor, image: Tensor, window) -> Tensor:
 
 
 def _fill_outside(maps: Tensor, window, size, value: float) -> Tensor:
-    """The maps with `value` wherever their window leaves the plane: there is the padding of the layer above."""
+    """The maps with `value` wherever their window leaves the plane, as padding has it."""
     rows, columns = ((n < 0) | (n >= side) for n, side in zip(_numbers(window), size[2:]))
     if not (rows.any() or columns.any()):
         return maps

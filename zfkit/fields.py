@@ -1,4 +1,4 @@
-"""Receptive fields: which pixels a unit reads, for the layers of any network that can be followed."""
+"""Receptive fields: which pixels a unit reads, in any network that can be followed."""
 
 from math import isqrt
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class ReceptiveField(NamedTuple):
     start: float | tuple  # pixel at the centre of unit (0, 0); .5 where the size is even
 
     def box(self, row: int, col: int) -> tuple[int, int, int, int]:
-        """The pixels (top, left, bottom, right) that unit (row, col) reads; half-open, not clipped."""
+        """Pixels (top, left, bottom, right) that unit (row, col) reads; half-open, not clipped."""
         sides = [value if isinstance(value, tuple) else (value, value) for value in self]
         near = [
             int(start - (size - 1) / 2 + jump * unit)
@@ -35,10 +35,11 @@ FUNCTIONS = {
 
 
 def receptive_field(net: nn.Module, layer: str) -> ReceptiveField:
-    """Size, jump and first centre, in pixels, of the units of `layer`; fc6 of ZFNet reads 331 of them.
+    """Size, jump and first centre, in pixels, of the units of `layer`; ZFNet's fc6 reads 331.
 
-    Where branches meet, the union of what they read. Padding counts as pixels. Raises ValueError for an
-    unknown layer and, with the reason, where the field is the whole image or cannot be followed.
+    Where branches meet, the union of what they read. Padding counts as pixels. Raises
+    ValueError for an unknown layer and, with the reason, where the field is the whole image or
+    cannot be followed.
 
     >>> import zfkit
     >>> zfkit.receptive_field(zfkit.zfnet(), "conv2")
@@ -83,7 +84,7 @@ def _union(one, other):
 
 
 def _below(node: fx.Node, modules: dict, units, axis: int):
-    """What `units` of a node's output, [first, end) or Numbers, read of its input, along one axis."""
+    """What `units` of a node, [first, end) or Numbers, read of its input along one axis."""
     title, module, field = _what(node, modules)
     if field == "image":
         raise ValueError(f"the receptive field is the whole image: {title} ({node.name}) pools all of it")
@@ -113,7 +114,7 @@ def _what(node: fx.Node, modules: dict) -> tuple[str, nn.Module | None, str | No
 
 
 def _side(node: fx.Node, modules: dict, count: int) -> int:
-    """Side of the square maps that a Linear layer, which reads `count` numbers, finds before the Flatten."""
+    """Side of the square maps before the Flatten behind which a Linear reads `count` numbers."""
     title, module, field = _what(node, modules)
     while not hasattr(module, "out_channels") and field != "image" and node.all_input_nodes:
         node = node.all_input_nodes[0]

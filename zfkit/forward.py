@@ -192,6 +192,12 @@ def feature_maps(net: nn.Module, normalized: Tensor, layers) -> dict[str, Tensor
     """The maps of each layer, {layer: (N, C, h, w)}, or (N, units) behind the Flatten; in eval mode.
 
     Of a module used more than once the first use. Raises ValueError for a layer that the network lacks.
+
+    >>> import torch, zfkit
+    >>> net = zfkit.zfnet(10, size=80, fc=(16, 16))
+    >>> maps = zfkit.feature_maps(net, torch.zeros(2, 3, 80, 80), ["conv1", "fc7"])
+    >>> {layer: tuple(maps[layer].shape) for layer in maps}
+    {'conv1': (2, 96, 38, 38), 'fc7': (2, 16)}
     """
     check_images(normalized)
     names = {layer: resolve(net, layer) for layer in layers}

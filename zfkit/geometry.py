@@ -1,10 +1,13 @@
-"""Sizes of maps and windows: arithmetic on intervals along one axis, no tensors; and what a layer is called."""
+"""Sizes of maps and windows: arithmetic along one axis, no tensors; and the names of layers."""
 
 
 def out_size(size: int, kernel: int, stride=1, padding=0, dilation=1, ceil=False) -> int:
     """Units along one axis when a filter of `kernel` taps slides over `size` inputs.
 
     With `ceil` a last window may hang over the far edge, but must begin inside (torch's rule).
+
+    >>> out_size(224, 7, stride=2, padding=1)  # ZFNet's first layer
+    110
     """
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     if not ceil:
@@ -31,7 +34,11 @@ def resolve(net, layer: str) -> str:
 
 
 def needed(units: tuple[int, int], kernel: int, stride=1, padding=0, dilation=1) -> tuple[int, int]:
-    """The inputs [a, e) that the units [first, end) read; below 0 or past the map where they read padding."""
+    """The inputs [a, e) that the units [first, end) read; outside the map where it is padding.
+
+    >>> needed((0, 2), kernel=3, stride=2, padding=1)
+    (-1, 4)
+    """
     first, end = units
     return first * stride - padding, (end - 1) * stride - padding + dilation * (kernel - 1) + 1
 

@@ -44,10 +44,10 @@ class Entry(NamedTuple):
 
 
 def found(name: str, places) -> Path:
-    """Where a set lies: the folder that folder:PATH names, or the first place of it under ZFKIT_DATA.
+    """Where a set lies: the folder that folder:PATH names, or its first place under ZFKIT_DATA.
 
-    A relative PATH is below the working folder. ValueError, which says where it looked, if there is
-    none.
+    A relative PATH is below the working folder. ValueError, which says where it looked, if
+    there is none.
     """
     if name.startswith("folder:"):
         if (path := folder_of(name)).is_dir():
@@ -55,7 +55,9 @@ def found(name: str, places) -> Path:
         raise ValueError(f"{name}: there is no folder {path}")
     wanted, root = " or ".join(places), data_root()
     if root is None:
-        raise ValueError(f"{name}: ZFKIT_DATA is not set; it names the folder that holds {wanted}")
+        raise ValueError(
+            f"{name}: ZFKIT_DATA is not set; it names the folder that holds {wanted}"
+        )
     for path in (root / place for place in places):
         if path.exists():
             return path
@@ -73,13 +75,15 @@ def tree_of(path: Path) -> dict:
 
 
 def _folder(path: Path) -> dict[str, str]:
-    files = sorted(os.path.join(base, name) for base, _, names in os.walk(path) for name in names)
+    files = sorted(
+        os.path.join(base, name) for base, _, names in os.walk(path) for name in names
+    )
     tree = {os.path.relpath(file, path).replace(os.sep, "/"): file for file in files}
     return {name: file for name, file in tree.items() if not _is_litter(name)}
 
 
 def _is_litter(name: str) -> bool:
-    """Whether a file is hidden or lies in a hidden folder: .ipynb_checkpoints, .DS_Store, __MACOSX."""
+    """Whether a file or its folder is hidden: .ipynb_checkpoints, .DS_Store, __MACOSX."""
     parts = name.split("/")
     return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
 
@@ -116,18 +120,23 @@ def tiny_imagenet(tree):
         return Entry(file, wnids.index(wnid), (x0, y0, x1 + 1, y1 + 1), (64, 64))
 
     boxes = {wnid: _lines(tree, f"train/{wnid}/{wnid}_boxes.txt") for wnid in wnids}
-    train = [entry(f"train/{wnid}/images/{file}", wnid, box) for wnid, lines in boxes.items() for file, *box in lines]
+    train = [
+        entry(f"train/{wnid}/images/{file}", wnid, box)
+        for wnid, lines in boxes.items()
+        for file, *box in lines
+    ]
     lines = _lines(tree, "val/val_annotations.txt")
     test = [entry(f"val/images/{file}", wnid, box) for file, wnid, *box in lines]
     return [names[wnid] for wnid in wnids], _split(train, HELD_OUT_FEW) | _split(test)
 
 
 def class_folders(tree, classes=None):
-    """CLASS/picture or SPLIT/CLASS/picture; pictures outside of folders are one class, named "".
+    """CLASS/picture or SPLIT/CLASS/picture; pictures outside of folders are of class "".
 
-    SPLIT is one of SPLIT_NAMES in any case, with a train folder among them; classes that are called
-    like a split stay classes. valid without test is the test split, test without valid leaves a
-    tenth of train for validation. ValueError where folders of classes and of splits lie together.
+    SPLIT is one of SPLIT_NAMES in any case, with a train folder among them; classes that are
+    called like a split stay classes. valid without test is the test split, test without valid
+    leaves a tenth of train for validation. ValueError where folders of classes and of splits
+    lie together.
     """
     pictures = [file for file in tree if file.lower().endswith(SUFFIXES)]
     parts = _split_folders(pictures) or {"": [(file, file) for file in pictures]}
@@ -143,21 +152,27 @@ def class_folders(tree, classes=None):
     if "" in own:
         return classes, _split(own[""], OWN)
     if own["test"] and own["validation"]:
-        return classes, {k: v for split in own for k, v in _split(own[split], {split: 1}).items()}
+        return classes, {
+            k: v for split in own for k, v in _split(own[split], {split: 1}).items()
+        }
     train = _split(own["train"], HELD_OUT)
     return classes, train | _split(own["test"] or own["validation"])
 
 
 def _split_folders(pictures: list[str]) -> dict[str, list]:
-    """Split -> (file, its name below the split's folder) of each picture; {} for class folders."""
+    """Split -> (file, its name below the split's folder) of each picture; {}: class folders."""
     inside = [file for file in pictures if "/" in file]
-    role = {top: SPLIT_NAMES.get(top.lower()) for top in {file.partition("/")[0] for file in inside}}
+    role = {
+        top: SPLIT_NAMES.get(top.lower()) for top in {file.partition("/")[0] for file in inside}
+    }
     train = [file for file in inside if role[file.partition("/")[0]] == "train"]
     if not (any(file.count("/") > 1 for file in train) or (train and all(role.values()))):
         return {}
     if others := sorted(top for top in role if not role[top]):
         valid = ", ".join(SPLIT_NAMES)
-        raise ValueError(f"folder {others[0]} lies beside a train folder of classes; valid are {valid}")
+        raise ValueError(
+            f"folder {others[0]} lies beside a train folder of classes; valid are {valid}"
+        )
     parts = {split: [] for split in ("train", "validation", "test")}
     for file in inside:
         top, _, rest = file.partition("/")
@@ -166,7 +181,7 @@ def _split_folders(pictures: list[str]) -> dict[str, list]:
 
 
 def cifar10(tree):
-    """One picture of many rows with a list of labels, binary batches, or folders of pictures."""
+    """One picture of many rows and a list of labels, binary batches, or folders of pictures."""
 
     def batch(file):  # a label, then three planes
         rows = np.frombuffer(read(tree, file), np.uint8).reshape(-1, 3073)
@@ -221,8 +236,8 @@ def voc2012(tree):
 def _split(entries: list[Entry], shares=None) -> dict[str, list[Entry]]:
     """The entries by split, in an order of which every first part holds all classes evenly.
 
-    Each class is spread over 0..1 by its own fixed seed, one entry per 1/n; the shares (default:
-    all test) cut there.
+    Each class is spread over 0..1 by its own fixed seed, one entry per 1/n; the shares
+    (default: all test) cut there.
     """
     shares, members, placed = shares or {"test": 1}, defaultdict(list), []
     for entry in entries:

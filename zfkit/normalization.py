@@ -10,7 +10,12 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 class ContrastNormalization(nn.LocalResponseNorm):
     """A layer with the maps of nn.LocalResponseNorm, several times as fast; Krizhevsky's constants by default.
 
-    Raises ValueError for a size below 1. Source: ZF 2013, Fig. 3 (without constants); Krizhevsky 2012, sec. 3.3.
+    Raises ValueError for a size below 1. Source: ZF 2013, Fig. 3 (without constants);
+    Krizhevsky 2012, sec. 3.3.
+
+    >>> import torch
+    >>> ContrastNormalization(beta=1.0)(torch.full((1, 8, 1, 1), 4.0))[0, 3].item()  # 4 / (2 + 1e-4 * 16)
+    1.9984012842178345
     """
 
     def __init__(self, size=5, alpha=1e-4, beta=0.75, k=2.0):
@@ -26,8 +31,10 @@ def contrast_normalization(maps: Tensor, size: int, alpha=1e-4, beta=0.75, k=1.0
     """x / (k + alpha/size * s)^beta, s the sum of x^2 over `size` neighbouring maps; of the shape of `maps`.
 
     maps: float (N, C, ...), in any layout, which is kept. Arguments, defaults and result as
-    F.local_response_norm; under autocast bfloat16 stays bfloat16, and the power is taken in float32.
-    Raises ValueError for maps of fewer than three dimensions and for a size below 1. ZF 2013, sec. 2.1 and Fig. 3.
+    F.local_response_norm; under autocast bfloat16 stays bfloat16, and the power is taken in
+    float32.
+    Raises ValueError for maps of fewer than three dimensions and for a size below 1. ZF 2013,
+    sec. 2.1 and Fig. 3.
     """
     if has_torch_function_unary(maps):  # so that a TorchFunctionMode sees one call, as of torch's own functions
         return handle_torch_function(contrast_normalization, (maps,), maps, size, alpha, beta, k)

@@ -1,7 +1,7 @@
 """The occlusion sweep of ZF 2013, sec. 4.2 and Fig. 7: a grey square moved over the image.
 
-By windows, wherever the network is a chain: what the square changes in a map is a window, not the map (`windows`).
-Else plainly, a whole forward pass for each place. Both give the same.
+By windows, wherever the network is a chain: what the square changes in a map is a window, not
+the map (`windows`). Else plainly, a whole forward pass for each place. Both give the same.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ SAMPLES = 8  # places at which an approximate sweep is measured
 
 
 class OcclusionMaps(NamedTuple):
-    """What the network says at each place of the occluder; tensors (rows, cols) of places, row-major."""
+    """What the network says at each place of the occluder; tensors (rows, cols) of places."""
 
     probability: Tensor  # of the target class, in the type of the image
     label: Tensor  # the most probable class, int64
@@ -46,20 +46,33 @@ def occlusion_maps(
     net: nn.Module, normalized: Tensor, target: int, size, stride, fill=0.0, layer=None, channel=None,
     *, precision="exact", method="auto", progress=False,
 ) -> OcclusionMaps:  # fmt: skip
-    """P(target), the most probable label and a feature map's activity for every place of the occluder.
+    """P(target), the most probable label and a map's activity for every place of the occluder.
 
-    normalized: one image, float (1, 3, H, W), of any sides and as many colours as the network takes.    target: class.
-    size, stride: of the occluder in pixels, a number or (rows, columns) from 1; it starts at row and column 0 and stays
-    inside the image, so it is no larger. Source: ZF 2013, sec. 4.2.
-    fill: what it shows, after normalisation: one number, one per colour, or an image (3, H, W) such as a blurred one.
-    layer, channel: the map whose sum is the activity; channel None takes the one with the strongest unit.
-    precision: "exact" (to rounding) or "bfloat16": the windows above the first layer in that type, faster on
-    devices with units for it; `error` says what it cost.
-    method: "windows" (chains only, as `project`'s mirror), "plain" (the reference) or "auto": windows wherever
-    they apply. The result says which it was. Memory does not grow with the number of places.
-    What the network gives is taken for the logits of a softmax, a single score for that of a sigmoid; for probabilities
-    if it ends in a sigmoid or if over a batch of places no score is negative and each row's sum is 1 to rounding.
-    Raises ValueError for an occluder that does not fit, and for an unknown class, layer, channel or option.
+    normalized: one image, float (1, 3, H, W), of any sides and as many colours as the network
+    takes.    target: class.
+    size, stride: of the occluder in pixels, a number or (rows, columns) from 1; it starts at
+    row and column 0 and stays inside the image, so it is no larger. Source: ZF 2013, sec. 4.2.
+    fill: what it shows, after normalisation: one number, one per colour, or an image (3, H, W)
+    such as a blurred one.
+    layer, channel: the map whose sum is the activity; channel None takes the one with the
+    strongest unit.
+    precision: "exact" (to rounding) or "bfloat16": the windows above the first layer in that
+    type, faster on devices with units for it; `error` says what it cost.
+    method: "windows" (chains only, as `project`'s mirror), "plain" (the reference) or "auto":
+    windows wherever they apply. The result says which it was. Memory does not grow with the
+    number of places.
+    What the network gives is taken for the logits of a softmax, a single score for that of a
+    sigmoid; for probabilities if it ends in a sigmoid or if over a batch of places no score is
+    negative and each row's sum is 1 to rounding.
+    Raises ValueError for an occluder that does not fit, and for an unknown class, layer,
+    channel or option.
+
+    >>> import torch, zfkit
+    >>> net = zfkit.zfnet(10, size=80, fc=(16, 16))
+    >>> image = torch.rand(1, 3, 80, 80)
+    >>> maps = zfkit.occlusion_maps(net, image, target=3, size=20, stride=20, layer="conv5")
+    >>> maps.probability.shape, maps.label.dtype, maps.activity.shape, maps.method
+    (torch.Size([4, 4]), torch.int64, torch.Size([4, 4]), 'windows')
     """
     size, stride = _pair("size", size), _pair("stride", stride)
     _check(normalized, size, stride, precision=precision, method=method)
@@ -82,10 +95,15 @@ def occlusion_maps(
 def occluded(
     net: nn.Module, normalized: Tensor, places, size, fill=0.0, layer=None, channel=None, *, method="auto"
 ) -> Occluded:
-    """The probabilities of all classes, and a feature map's activity, at chosen places of the occluder.
+    """The probabilities of all classes, and a map's activity, at chosen places of the occluder.
 
-    places: integers (N, 2), N > 0, the occluder's first row and column; ValueError if it leaves the image there. The
-    rest as in `occlusion_maps`, always exact. ZF 2013, sec. 4.2.
+    places: integers (N, 2), N > 0, the occluder's first row and column; ValueError if it leaves
+    the image there. The rest as in `occlusion_maps`, always exact. ZF 2013, sec. 4.2.
+
+    >>> import torch, zfkit
+    >>> net = zfkit.zfnet(10, size=80, fc=(16, 16))
+    >>> occluded(net, torch.rand(1, 3, 80, 80), [(0, 0), (7, 60)], size=20).probabilities.shape
+    torch.Size([2, 10])
     """
     return occluder(net, normalized, size, fill, layer, channel, method=method)(places)
 
@@ -93,9 +111,10 @@ def occluded(
 def occluder(
     net: nn.Module, normalized: Tensor, size, fill=0.0, layer=None, channel=None, *, method="auto"
 ) -> Callable[..., Occluded]:
-    """A function of places that gives what `occluded` gives: the clean image is run here, once for all its calls.
+    """A function of places that gives what `occluded` gives; the clean image is run here, once.
 
-    It keeps the clean maps; network and image must stay as they are. Arguments and errors as in `occluded`.
+    It keeps the clean maps; network and image must stay as they are. Arguments and errors as in
+    `occluded`.
     """
     size = _pair("size", size)
     _check(normalized, size, (1, 1), method=method)
@@ -112,10 +131,14 @@ def occluder(
 
 
 def grid(shape, size, stride) -> Tensor:
-    """The places of the occluder that fit, int64 (N, 2): its first row and column, a row of places after the other.
+    """The places of the occluder that fit, int64 (N, 2): its first row and column, row by row.
 
-    shape: of the image, (H, W) or one side.    size, stride: of the occluder, a number or (rows, columns).
+    shape: of the image, (H, W) or one side.    size, stride: of the occluder, a number or
+    (rows, columns).
     Raises ValueError for an occluder larger than the image and for numbers below 1.
+
+    >>> grid(6, size=2, stride=4).tolist()
+    [[0, 0], [0, 4], [4, 0], [4, 4]]
     """
     sides = _pair("shape", shape)
     axes = list(zip(sides, _pair("size", size), _pair("stride", stride), strict=True))
@@ -125,10 +148,11 @@ def grid(shape, size, stride) -> Tensor:
 
 
 class CoarseToFine:
-    """A sweep that is coarse at once and becomes fine in steps, for a slider that must not wait: `live(refine=...)`.
+    """A sweep, coarse at once and fine in steps, for a slider that must not wait: live(refine=).
 
-    look: a function of places, as `occluder` gives it.    coarse, fine: places (N, 2).    batch: of them in a step.
-    `fine` is what `look` says at the fine places, `Occluded`; None until the last step.
+    look: a function of places, as `occluder` gives it.    coarse, fine: places (N, 2).
+    batch: of them in a step. `fine` is what `look` says at the fine places, `Occluded`; None
+    until the last step.
     """
 
     def __init__(self, look: Callable[..., Occluded], coarse: Tensor, fine: Tensor, batch: int):
@@ -140,7 +164,7 @@ class CoarseToFine:
         return self.look(self.places)
 
     def steps(self) -> Iterator[None]:
-        """Does what is left for `fine`; one that is broken off between two steps is gone on with by the next."""
+        """Does what is left for `fine`; one broken off between two steps is gone on with."""
         for places in self.batches[len(self.parts) :]:
             self.parts.append(self.look(places))
             if len(self.parts) == len(self.batches):
@@ -181,7 +205,7 @@ def _by_method(net, image, size, fill, layer, channel, method, precision) -> _Sw
 
 
 def _collected(sweep, places, tiles, shown, keep) -> list:
-    """What `keep` takes from the probabilities, and the activity, for all places in their order."""
+    """What `keep` takes from the probabilities, and the activity, in the places' order."""
     said = sweep.run(places[tile] for tile in shown)
     parts = [(*keep(_probabilities(sweep, scores)), sums) for scores, sums in said]
     order = torch.cat(list(tiles)).argsort()
@@ -194,12 +218,12 @@ def _probabilities(sweep, scores) -> Tensor:
 
 
 def _tiles(rows: int, cols: int, side: int) -> list[Tensor]:
-    """Numbers of the places of a grid, a tile of side x side neighbours at a time: their windows are alike."""
+    """Numbers of a grid's places, a tile of side x side neighbours at a time, of like windows."""
     grid = torch.arange(rows * cols).view(rows, cols)
     return [tile.flatten() for band in grid.split(side) for tile in band.split(side, dim=1)]
 
 
-# --- plainly: a forward pass for each place -----------------------------------------------------------------
+# --- plainly: a forward pass for each place ---------------------------------------------------
 
 
 def _plainly(net, image, picture, size, watch, batches) -> Iterator[tuple]:
@@ -213,7 +237,7 @@ def _plainly(net, image, picture, size, watch, batches) -> Iterator[tuple]:
         yield logits, sums[0] if sums else None
 
 
-# --- what to follow, and bad input --------------------------------------------------------------------------
+# --- what to follow, and bad input ------------------------------------------------------------
 
 
 def _chosen(layer, channel, clean: Tensor) -> int:

@@ -24,11 +24,11 @@ VERSION = 3  # of the cache: a step up discards what older code wrote
 
 
 def picture(source, size: int | None = None, upright=True) -> np.ndarray:
-    """A picture as uint8 (size, size, 3): RGB, short side resized, centre cut out; size None: whole.
+    """A picture as uint8 (size, size, 3): short side resized, centre cut out; size None: whole.
 
-    source: the bytes of a file, or uint8 (H, W, 3). upright: turned as its EXIF orientation says.
-    ValueError: an alpha channel, more than 8 bits; what Pillow raises for bytes that are no picture
-    of FORMATS.
+    source: the bytes of a file, or uint8 (H, W, 3). upright: turned as its EXIF orientation
+    says. ValueError: an alpha channel, more than 8 bits; what Pillow raises for bytes that are
+    no picture of FORMATS.
     """
     if isinstance(source, np.ndarray):
         image = Image.fromarray(source)
@@ -37,7 +37,9 @@ def picture(source, size: int | None = None, upright=True) -> np.ndarray:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         raise ValueError("it has an alpha channel; valid are RGB and grey")
     if image.mode not in ("RGB", "L", "P", "1", "CMYK"):
-        raise ValueError(f"its pixels are of mode {image.mode}; valid are RGB and grey of 8 bits")
+        raise ValueError(
+            f"its pixels are of mode {image.mode}; valid are RGB and grey of 8 bits"
+        )
     image = (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     if size is not None:
         width, height = scaled(image.size, size)
@@ -53,7 +55,7 @@ def scaled(extent, size: int) -> tuple[int, int]:
 
 
 def decoded(path: Path, tree, entries: list[Entry], size: int, limit, kept: Path) -> np.ndarray:
-    """uint8 (N, size, size, 3), from the file `kept` if it is whole; a whole split is put there."""
+    """uint8 (N, size, size, 3), from the file `kept` if whole; a whole split goes there."""
     shape = (len(entries), size, size, 3)
     try:
         images = np.load(kept, mmap_mode="r", allow_pickle=False)
@@ -75,7 +77,9 @@ def decoded(path: Path, tree, entries: list[Entry], size: int, limit, kept: Path
 
 def _refuse_a_full_disk(kept: Path, need: int) -> None:
     if need > (free := shutil.disk_usage(kept.parent).free):
-        raise ValueError(f"{kept} takes {need >> 20} MiB, but {free >> 20} are free on its disk")
+        raise ValueError(
+            f"{kept} takes {need >> 20} MiB, but {free >> 20} are free on its disk"
+        )
 
 
 def _fill(images: np.ndarray, path: Path, tree, entries: list[Entry]) -> np.ndarray:
@@ -84,7 +88,9 @@ def _fill(images: np.ndarray, path: Path, tree, entries: list[Entry]) -> np.ndar
         try:
             source = tree[entry.file]
             source = source if isinstance(source, np.ndarray) else read(tree, entry.file)
-            image[:] = picture(source, images.shape[1], upright=entry.box is None)  # boxes are of stored pixels
+            image[:] = picture(
+                source, images.shape[1], upright=entry.box is None
+            )  # boxes are of stored pixels
         except Exception as error:  # whatever a damaged picture makes Pillow raise
             reason = one_line(error)
             raise ValueError(f"{path}: {entry.file} is no usable picture: {reason}") from error
@@ -95,7 +101,9 @@ def stamp(path: Path, tree, entries: list[Entry]) -> str:
     """A key of what is on disk: head, size and time of an archive, or those of all pictures."""
     folder, places = path.is_dir(), {str(path)}
     if folder:  # a picture, or the file that holds it
-        places = {tree.get(entry.file.rpartition("/")[0], tree[entry.file]) for entry in entries}
+        places = {
+            tree.get(entry.file.rpartition("/")[0], tree[entry.file]) for entry in entries
+        }
     about = [(place, os.stat(place)) for place in sorted(places)]
     states = [(place, on_disk.st_size, on_disk.st_mtime_ns) for place, on_disk in about]
     with open(os.devnull if folder else path, "rb") as head:

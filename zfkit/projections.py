@@ -23,22 +23,33 @@ def projections(
     net: nn.Module, images, layer: str, units: Strongest, channel=None, *, normalize=None, overlap="sum", lrn="skip",
     way="auto", folder=None, progress=False,
 ) -> tuple[list[Tensor], np.ndarray]:  # fmt: skip
-    """What each unit projects to, [(3, h, w), ...], signed, and its box int64 (units, 4), in the order of the fields.
+    """What each unit projects to, [(3, h, w), ...], signed, and its box, int64 (units, 4).
 
-    Source: ZF 2013, sec. 2.1.    images: uint8 (N, H, W, 3) with `normalize`, or float (N, 3, H, W), of any sides.
-    units: all of a layer, as `strongest` gives them, fields (k, C); or any others, with the `channel` of each or of
+    Source: ZF 2013, sec. 2.1.    images: uint8 (N, H, W, 3) with `normalize`, or float (N, 3,
+    H, W), of any sides.
+    units: all of a layer, as `strongest` gives them, fields (k, C); or any others, with the
+    `channel` of each or of
     all: `best.of(7), 7`. A unit starts from its `value`.
     A box is (top, left, bottom, right), half-open, clipped at the border, as that of `crops`.
     overlap, lrn: as in `project`, whose pictures these are, to rounding, cut to the boxes.
-    way: "crops" (forward pass on each unit's window), "kept" (one on each image, its switches kept) or "project"
-    (no windows: the one way for networks that are no plain chain); "auto" takes the quickest that applies.
-    folder: where the result is kept, as by `strongest`, one file for each call; pictures are then rounded to float16
-    (after division by their maximum).    progress: show a bar.
-    Raises ValueError for an unknown layer, channel, image, unit or option, and for a way that does not apply.
+    way: "crops" (forward pass on each unit's window), "kept" (one on each image, its switches
+    kept) or "project" (no windows: the one way for networks that are no plain chain); "auto"
+    takes the quickest that applies.
+    folder: where the result is kept, as by `strongest`, one file for each call; pictures are
+    then rounded to float16 (after division by their maximum).    progress: show a bar.
+    Raises ValueError for an unknown layer, channel, image, unit or option, and for a way that
+    does not apply.
+
+    >>> import torch, zfkit
+    >>> net, images = zfkit.zfnet(10, size=80, fc=(16, 16)), torch.rand(3, 3, 80, 80)
+    >>> best = zfkit.strongest(net, images, ["conv2"], k=2)["conv2"]
+    >>> pictures, boxes = projections(net, images, "conv2", best.of(7), 7)
+    >>> len(pictures), boxes.shape, pictures[0].shape[1:] == tuple(boxes[0, 2:] - boxes[0, :2])
+    (2, (2, 4), True)
     """
     if way not in WAYS:
         raise ValueError(f"unknown way {way!r}; valid: {', '.join(WAYS)}")
-    name = resolve(net, layer)
+    name, options = resolve(net, layer), dict(overlap=overlap, lrn=lrn)
     channel, places = _flat(units, channel, len(images))
     if folder is not None:
         key = [name, overlap, lrn, *(part.tolist() for part in (channel, *places))]
@@ -50,21 +61,26 @@ def projections(
         some = images[numbers if isinstance(images, Tensor) else numbers.numpy()]
         return normalize(some) if normalize else some
 
-    windowed = way != "project" and (overlap, lrn) == ("sum", "skip")
-    chain = chain_to(net, load(torch.tensor([0])), name) if windowed else None
-    if chain is None and way in ("crops", "kept"):
-        raise ValueError(f"way {way!r} needs a chain of plain layers below {layer!r}, overlap 'sum' and lrn 'skip'")
     with tqdm(total=len(channel), disable=not progress, unit="unit") as bar:
-        if chain is None or (way == "auto" and chain.excess() > 2):
-            found = _whole(net, load, layer, channel, places, dict(overlap=overlap, lrn=lrn), bar)
-        else:
-            _inside(layer, chain.layers[-1].above, channel, places)
-            with evaluating(net), torch.no_grad():
-                found = chain.project_all(load, channel, places, way, bar)
+        found = _projected(net, load, layer, name, channel, places, way, options, bar)
     if folder is None:
         return found
     _write(file, *found)
     return _read(file)
+
+
+def _projected(net, load, layer, name, channel, places, way, options, bar) -> tuple[list, np.ndarray]:
+    """Pictures and boxes by the way asked for, or the quickest that applies."""
+    windowed = way != "project" and options == dict(overlap="sum", lrn="skip")
+    chain = chain_to(net, load(torch.tensor([0])), name) if windowed else None
+    if chain is None and way in ("crops", "kept"):
+        needs = f"a chain of plain layers below {layer!r}, overlap 'sum' and lrn 'skip'"
+        raise ValueError(f"way {way!r} needs {needs}")
+    if chain is None or (way == "auto" and chain.excess() > 2):
+        return _whole(net, load, layer, channel, places, options, bar)
+    _inside(layer, chain.layers[-1].above, channel, places)
+    with evaluating(net), torch.no_grad():
+        return chain.project_all(load, channel, places, way, bar)
 
 
 def _flat(units: Strongest, channel, count: int) -> tuple[Tensor, Strongest]:
@@ -91,7 +107,7 @@ def _inside(layer: str, size, channel: Tensor, units: Strongest):
             raise ValueError(f"no {what} of {layer!r} is {wrong}; valid: 0 to {count - 1}")
 
 
-# --- the plain way, and what is kept in a folder -------------------------------------------------------------
+# --- the plain way, and what is kept in a folder ----------------------------------------------
 
 
 def _whole(net, load, layer, channel, units, options, bar) -> tuple[list, np.ndarray]:

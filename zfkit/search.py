@@ -1,4 +1,4 @@
-"""One pass over a data set: the k strongest images of every channel, where in them, and the pixels seen there."""
+"""One pass over a data set: the k strongest images of every channel, and where in them."""
 
 import hashlib
 import time
@@ -24,7 +24,7 @@ VERSION = 1  # of the files in a folder: a step up discards what older code wrot
 
 
 class Strongest(NamedTuple):
-    """Per channel of a layer its strongest units, one per image; each field (k, C), strongest first."""
+    """A layer's strongest units by channel, one per image; each field (k, C), strongest first."""
 
     value: Tensor  # activation
     image: Tensor  # index into the data set
@@ -32,7 +32,7 @@ class Strongest(NamedTuple):
     col: Tensor
 
     def of(self, channels) -> "Strongest":
-        """The same for one channel, each field (k,), or for several, (k, channels); ValueError for an unknown one."""
+        """The same of one channel, fields (k,), or several, (k, channels); else ValueError."""
         count = self.value.shape[1]
         if wrong := [c for c in np.atleast_1d(channels).tolist() if c not in range(count)]:
             raise ValueError(f"no channel {wrong[0]!r}; valid: 0 to {count - 1}")
@@ -44,14 +44,22 @@ def strongest(
 ) -> dict[str, Strongest]:
     """For each layer the k images with the largest activation of every channel, and its place.
 
-    images: uint8 (N, H, W, 3) with `normalize` (such as a card's) to make them float (N, 3, H, W), or already
-    so; any sequence that slices. Taken in batches, so N may be large.
-    An image counts once per channel, by its strongest unit (of equals the first in reading order); of equal
-    images the earlier comes first. Source: ZF 2013, sec. 4, Fig. 2.
-    folder: where the result is kept, under a fingerprint of all that it depends on: a finished pass is only read,
-    a broken one goes on where it last saved, to the same bits.    progress: show a bar.
-    Raises ValueError for an unknown layer, k above N, an empty set, images too small for a layer (one smaller than
-    the receptive field is none) and activations that are not finite.
+    images: uint8 (N, H, W, 3) with `normalize` (such as a card's) to make them float (N, 3, H,
+    W), or already so; any sequence that slices. Taken in batches, so N may be large.
+    An image counts once per channel, by its strongest unit (of equals the first in reading
+    order); of equal images the earlier comes first. Source: ZF 2013, sec. 4, Fig. 2.
+    folder: where the result is kept, under a fingerprint of all that it depends on: a finished
+    pass is only read, a broken one goes on where it last saved, to the same bits.    progress:
+    show a bar.
+    Raises ValueError for an unknown layer, k above N, an empty set, images too small for a
+    layer (one smaller than the receptive field is none), activations that are not finite and
+    layers that give tokens, (N, tokens, features).
+
+    >>> import torch, zfkit
+    >>> maps = torch.tensor([[[[1.0, 5.0]]], [[[7.0, 0.0]]], [[[2.0, 2.0]]]])  # three images of one channel
+    >>> best = zfkit.strongest(torch.nn.Sequential(torch.nn.Identity()), maps, ["0"], k=2)["0"]
+    >>> best.value[:, 0].tolist(), best.image[:, 0].tolist(), best.col[:, 0].tolist()
+    ([7.0, 5.0], [1, 0], [0, 1])
     """
     names, count = {layer: resolve(net, layer) for layer in layers}, len(images)
     if not 1 <= k <= count:
@@ -85,8 +93,11 @@ def _passed(net, images, names: set, k, normalize, file, progress) -> dict:
 def most_excited(maps: Tensor) -> Tensor:
     """The channel (N,) that each image excites most compared with the other images.
 
-    maps: (N, C, h, w) or (N, units). Compared are the standard scores of a channel's peaks over the images, of equals
-    the first channel counts. Raises ValueError for fewer than two images.
+    maps: (N, C, h, w) or (N, units). Compared are the standard scores of a channel's peaks over
+    the images, of equals the first channel counts. Raises ValueError for fewer than two images.
+
+    >>> most_excited(torch.tensor([[1.0, 80.0], [3.0, 90.0], [1.0, 99.0]])).tolist()
+    [0, 0, 1]
     """
     if len(maps) < 2:
         raise ValueError(f"nothing to compare with: maps of {len(maps)} image, 2 or more are needed")
@@ -95,11 +106,17 @@ def most_excited(maps: Tensor) -> Tensor:
 
 
 def crops(images, field: ReceptiveField, units: Strongest) -> tuple[list, np.ndarray]:
-    """The pixels that each unit reads, [(h, w, 3), ...], and their boxes int64 (units, 4), in the order of the fields.
+    """The pixels that each unit reads, [(h, w, 3), ...], and their boxes, int64 (units, 4).
 
-    images: (N, H, W, 3) at the size at which the network took them.    field: of the layer.    units: such as
-    `best.of(channel)`.    A box is (top, left, bottom, right), half-open, clipped at the image's border: where the
-    field exceeds the image, the whole image comes back. Raises ValueError for an image or unit that is not there.
+    images: (N, H, W, 3) at the size at which the network took them.    field: of the layer.
+    units: such as `best.of(channel)`.    A box is (top, left, bottom, right), half-open,
+    clipped at the image's border: where the field exceeds the image, the whole image comes
+    back. Raises ValueError for an image or unit that is not there.
+
+    >>> units = Strongest(*(torch.tensor([value]) for value in (1.0, 0, 0, 4)))  # value, image, row, column
+    >>> patches, boxes = crops(np.zeros((1, 20, 20, 3)), ReceptiveField(7, 2, 2), units)
+    >>> boxes.tolist(), patches[0].shape
+    ([[0, 7, 6, 14]], (6, 7, 3))
     """
     patches, boxes = [], []
     for place in zip(*(part.flatten().tolist() for part in units[1:]), strict=True):
@@ -113,14 +130,14 @@ def crops(images, field: ReceptiveField, units: Strongest) -> tuple[list, np.nda
 
 
 def clipped(box, size) -> tuple[int, int, int, int]:
-    """The part of a box (top, left, bottom, right) inside an image of `size` (height, width); ValueError if none."""
+    """The part of a box inside an image of `size` (height, width); ValueError if none."""
     top, left, bottom, right = max(0, box[0]), max(0, box[1]), min(size[0], box[2]), min(size[1], box[3])
     if top >= bottom or left >= right:
         raise ValueError(f"box {tuple(box)} lies outside an image of {tuple(size)}")
     return top, left, bottom, right
 
 
-# --- the running table ---------------------------------------------------------------------------------------
+# --- the running table ------------------------------------------------------------------------
 
 
 class Table(NamedTuple):
@@ -179,7 +196,7 @@ class Pass:
 
 
 def _pools(net: nn.Module, image: Tensor, names: set) -> dict:
-    """Name of a max pooling -> the layer directly below it and the pooling, where the network is a chain up there."""
+    """Name of a max pooling -> the layer directly below it and the pooling, of a chain."""
     try:
         steps = Climb(net, image, names, keep=lambda *_: None, beyond=True).steps
     except ValueError:  # no chain, or images too small for the pooling: all maps are read as they are
@@ -198,7 +215,7 @@ def _covers(windows, size, count) -> bool:
 
 
 def _position(maps: Tensor, rows: Tensor, image: Tensor, channel: Tensor, window) -> tuple[Tensor, Tensor]:
-    """Row and column of the largest unit, of equals the first, by the rows (N, h, C) of (pooled) maxima."""
+    """Row and column of the largest unit, of equals the first, by rows (N, h, C) of maxima."""
     kernel, stride, padding, _ = window
     top = rows[image, :, channel].argmax(1).cpu() * stride - padding
     band = (top[:, None] + torch.arange(kernel)).clamp(0, maps.shape[2] - 1)
@@ -214,14 +231,14 @@ def _checked(batch, normalize) -> Tensor:
     return batch
 
 
-# --- what is kept in a folder --------------------------------------------------------------------------------
+# --- what is kept in a folder -----------------------------------------------------------------
 
 
 def kept_file(folder, what: str, net, images, normalize, *more) -> Path:
-    """The file FOLDER/what-FINGERPRINT.safetensors; the fingerprint names whatever the result may depend on.
+    """FOLDER/what-FINGERPRINT.safetensors, by whatever the result may depend on.
 
-    That is the network's structure and every weight, the images (all bytes up to 64 MB, else evenly spaced ones),
-    what `normalize` makes of the first, and `more`.
+    That is the network's structure and every weight, the images (all bytes up to 64 MB, else
+    evenly spaced ones), what `normalize` makes of the first, and `more`.
     """
     digest = hashlib.blake2b(repr((VERSION, what, str(net), getattr(net, "stages", None), len(images), more)).encode())
     for name, tensor in net.state_dict().items():
@@ -240,7 +257,7 @@ def _bytes(values) -> np.ndarray:
 
 
 def _read(file: Path | None) -> tuple[int, dict]:
-    """How many images the kept tables hold, and these; nothing of a file that is missing or damaged."""
+    """How many images the kept tables hold, and these; none of a missing or damaged file."""
     try:
         tensors, about = read_tensors(file) if file else ({}, {})
         names = {key.rpartition("/")[0] for key in tensors}

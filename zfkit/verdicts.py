@@ -202,38 +202,35 @@ def record(
 
 
 def _decide(claim: Claim, value, ends, rows: int | None, reason: str) -> Verdict:
-    number = claim.number
+    number, unit = claim.number, claim.unit
     if value is None:
         if not reason:
             raise ValueError(f"claim {number} without a value needs a reason")
         return Verdict(number, "not testable here", reason=reason)
-    value = float(value)
-    if not math.isfinite(value):
-        raise ValueError(f"claim {number}: value {value} must be finite")
+    held = (value, value) if ends is None else ends
+    low, high = _checked(number, float(value), held)
     wanted = claim.needed(
         str(_book.parameters.get("DATASET", "menagerie")).startswith("menagerie")
     )
     if ends is None:
-        missing = f"no interval, which takes {wanted or FEWEST} {claim.unit}"
-        return Verdict(
-            number, "undecided", value, None, rows, "; ".join(filter(None, (missing, reason)))
-        )
-    low, high = _checked(number, value, ends)
+        why = f"no interval, which takes {wanted or FEWEST} {unit}"
+        return Verdict(number, "undecided", low, None, rows, f"{why}; {reason}".rstrip("; "))
     if wanted and rows != wanted:
         raise ValueError(
-            f"claim {number} is over {wanted} {claim.unit}, fixed beforehand; got {rows}"
+            f"claim {number} is over {wanted} {unit}, fixed beforehand; got {rows}"
         )
-    verdict = claim.decide(low, high)
+    verdict, value = claim.decide(low, high), float(value)
     if verdict == "undecided":
-        reason = "; ".join(filter(None, (_more(claim, value, low, high, rows), reason)))
+        more = _more(claim, value, low, high, rows)
+        reason = "; ".join(filter(None, (more, reason)))
     return Verdict(number, verdict, value, (low, high), rows, reason)
 
 
 def _checked(number: int, value: float, ends) -> tuple[float, float]:
     """The ends of an interval, once they are known to be finite and to hold the value."""
     low, high = (float(end) for end in ends)
-    if not math.isfinite(low + high):
-        raise ValueError(f"claim {number}: interval ({low}, {high}) must be finite")
+    if not math.isfinite(value + low + high):
+        raise ValueError(f"claim {number}: {value} ({low}, {high}) must be finite")
     slack = 1e-9 * max(1.0, abs(value))
     if not low - slack <= value <= high + slack:
         raise ValueError(

@@ -1,8 +1,8 @@
 """What a square on the image changes in a chain of layers: windows of its maps, and not more.
 
-The clean image goes through the network once and leaves behind the map below every layer. Then, for each place
-of the square, the windows alone are computed; what they read outside the window below them comes from the clean
-maps. The result is exact.
+The clean image goes through the network once and leaves behind the map below every layer. Then,
+for each place of the square, the windows alone are computed; what they read outside the window
+below them comes from the clean maps. The result is exact.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,11 +43,12 @@ class Window(NamedTuple):
 
 
 class Windows:
-    """The chain under a square: windows as far up as its layers have such a form, then whole maps through the `head`.
+    """The chain under a square: windows as far as layers have that form, then the `head`.
 
-    picture: what the square of `size` (rows, columns) shows, (C, H, W).    watch: the layer to follow, or None; of
-    its maps `channel(clean maps)` says which, and their sum is the activity.    low: type of the windows above the
-    first layer. Raises NotAChain where windows do not apply.
+    picture: what the square of `size` (rows, columns) shows, (C, H, W).    watch: the layer to
+    follow, or None; of its maps `channel(clean maps)` says which, and their sum is the
+    activity.    low: type of the windows above the first layer. Raises NotAChain where windows
+    do not apply.
     """
 
     def __init__(self, net, image, picture, size, watch, channel, low):
@@ -66,10 +67,11 @@ class Windows:
             nn.Identity(), [(1, 1, 0, 1)] * 2, self.clean.shape[2:], self.clean.shape[3], _rows(self.clean)
         )
         self.head = [step.module for step in head]
-        self.batch = max(1, min(HEAD_BATCH, ROOM // max(step.below.numel() for step in head)))
+        room = ROOM // max((step.below.numel() for step in head), default=1)
+        self.batch = max(1, min(HEAD_BATCH, room))
 
     def _layer(self, module, below, above):
-        """Takes a layer of the clean pass on; the first without a form for windows begins the head."""
+        """Takes on a layer of the clean pass; the first without windows begins the head."""
         dtype = self.low if self.layers else self.picture.dtype
         run = unpadded(module, dtype) if self.open and below.dim() == 4 else None
         self.open = run is not None
@@ -79,7 +81,7 @@ class Windows:
             self.largest = max(self.largest, above.numel())
 
     def side(self) -> int:
-        """Of a tile of places such that the largest map's windows find room, if they grow by 32 px on their way."""
+        """Of a tile of places whose windows, grown by 32 px on their way, find room."""
         sides = zip(self.size, self.picture.shape[1:], strict=True)
         share = [min(1.0, (length + 32) / side) for length, side in sides]
         return max(1, isqrt(int(ROOM / (self.largest * share[0] * share[1]))))
@@ -137,7 +139,7 @@ def _on_windows(module, run, below, above, dtype) -> Layer:
 
 
 def _check_reshapes(steps):
-    """A view or reshape between the layers stands among the steps as a flatten, and must be one."""
+    """A view or reshape stands among the steps as a flatten, and must be one."""
     for step in steps:
         if step.name.endswith("()") and tuple(step.above) != (step.below[0], step.below[1:].numel()):
             raise NotAChain(f"{step.name} makes {tuple(step.above)} of {tuple(step.below)}, which is no flatten")
@@ -155,7 +157,8 @@ def _climb(layer: Layer, window: Window) -> Window:
 def _reads(firsts, extent, units, axis) -> tuple[list, Tensor]:
     """Along one axis: the first unit of each window above, and the inputs (B, n) that it reads.
 
-    Windows get the size of the largest and stay inside the map; what they hold too much comes out as it was.
+    Windows get the size of the largest and stay inside the map; what they hold too much comes
+    out as it was.
     """
     spans = [touched((first, first + extent), units, *axis) for first in firsts]
     count = max(1, *(end - first for first, end in spans))
@@ -164,7 +167,7 @@ def _reads(firsts, extent, units, axis) -> tuple[list, Tensor]:
 
 
 def _patches(layer: Layer, window: Window, inputs) -> Tensor:
-    """The inputs (rows, columns) of each window, (B, C, h, w): from the window below, else from the clean map."""
+    """The inputs of each window, (B, C, h, w): from the window below, else from the clean map."""
     (y, x), (h, w), batch = inputs, window.maps.shape[2:], torch.arange(len(window.maps))
     row, col = (i - torch.tensor(first)[:, None] for i, first in zip(inputs, window.corners, strict=True))
     inside = ((row >= 0) & (row < h))[:, :, None] & ((col >= 0) & (col < w))[:, None, :]

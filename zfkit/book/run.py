@@ -105,13 +105,7 @@ def run_chapter(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     job = dict(source=str(source), target=str(target), values=values, timeout=timeout)
-    program = [sys.executable, "-P", str(Path(__file__).with_name("execute.py"))]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    process = subprocess.Popen(
-        program, **pipes, text=True, errors="replace", env=environment(threads)
-    )
-    process.stdin.write(json.dumps(job | {"cwd": str(pages.NOTEBOOKS)}))
-    process.stdin.close()
+    process = _started(job, environment(threads))
     for line in process.stdout:
         if line.startswith("@error "):
             run.error = line.removeprefix("@error ").strip()
@@ -124,6 +118,16 @@ def run_chapter(
         run.results.append(found["path"])
         run.verdicts |= {number: row["verdict"] for number, row in found["claims"].items()}
     return run
+
+
+def _started(job: dict, environment: dict) -> subprocess.Popen:
+    """The process that executes a job; its stdout says how it goes."""
+    program = [sys.executable, "-P", str(Path(__file__).with_name("execute.py"))]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(program, **pipes, text=True, errors="replace", env=environment)
+    process.stdin.write(json.dumps(job | {"cwd": str(pages.NOTEBOOKS)}))
+    process.stdin.close()
+    return process
 
 
 def environment(threads: int) -> dict[str, str]:

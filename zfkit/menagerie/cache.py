@@ -1,4 +1,4 @@
-"""Whole sets on disk: drawn once on all cores, then memory-mapped; images alone, or scenes with their truth."""
+"""Whole sets on disk, images or scenes: drawn once on all cores, then memory-mapped."""
 
 import io
 import json
@@ -17,10 +17,16 @@ from tqdm.auto import tqdm
 from .scene import NAMES, Scene, check, render
 
 CHUNK = 64  # pictures that a worker draws at a time
-BAR_FROM = 2000  # images: fewer take seconds, and a bar would be another output of a chapter's cell
+BAR_FROM = (
+    2000  # images: fewer take seconds, and a bar would be another output of a chapter's cell
+)
 DRAWING = ("animals", "backdrops", "raster", "scene", "textures", "things")
 MAPS = ("parts", "decoys", "visible", "amodal")  # of a scene, each uint8 [S, S]
-KINDS = (".npy", "-maps.npy", "-scenes.jsonl")  # files of a set: images, maps, the rest of each scene
+KINDS = (
+    ".npy",
+    "-maps.npy",
+    "-scenes.jsonl",
+)  # files of a set: images, maps, the rest of each scene
 WHOLE = set()  # marks of files that this process has drawn, or found whole
 
 
@@ -28,10 +34,10 @@ def cached(seed, n, size=64, level="standard", folder=None):
     """(images uint8 [n, S, S, 3] memory-mapped read-only, labels int64 [n]) of pictures 0..n-1.
 
     Equal to dataset(seed, n, size, level). Drawn at the first call and kept as one file under
-    folder/menagerie (default: the cache folder), whose name holds a hash of the drawing sources; a
-    larger set's first pictures serve too, and a damaged file is drawn again. Several processes may
-    start at once. Raises ValueError for a bad argument, OSError in one line, nothing left behind, if
-    it cannot write.
+    folder/menagerie (default: the cache folder), whose name holds a hash of the drawing
+    sources; a larger set's first pictures serve too, and a damaged file is drawn again. Several
+    processes may start at once. Raises ValueError for a bad argument, OSError in one line,
+    nothing left behind, if it cannot write.
     """
     images = np.load(kept(seed, n, size, level, folder, KINDS[:1]).path(".npy"), mmap_mode="r")
     return images[:n], np.arange(n) % len(NAMES)
@@ -45,7 +51,10 @@ def cached_scenes(seed, n, size=64, level="standard", folder=None):
     whole = kept(seed, n, size, level, folder, KINDS)
     images, maps = (np.asarray(np.load(whole.path(kind), mmap_mode="r")) for kind in KINDS[:2])
     with open(whole.path(KINDS[2]), "rb") as lines:
-        return [scene_of(k, images[k], maps[k], line) for k, line in zip(range(n), lines, strict=False)]
+        return [
+            scene_of(k, images[k], maps[k], line)
+            for k, line in zip(range(n), lines, strict=False)
+        ]
 
 
 class Set(NamedTuple):
@@ -64,7 +73,7 @@ class Set(NamedTuple):
 
 
 def kept(seed, n, size, level, folder, kinds) -> Set:
-    """The smallest set on disk of at least n pictures whose files are whole; drawn if there is none."""
+    """The smallest whole set on disk of n pictures or more; drawn if there is none."""
     from ..files import cache_dir  # here: a worker needs no torch, which files imports
 
     check(0, size, None, None, level, None, (), "all")
@@ -90,7 +99,9 @@ def source_hash():
 def missing(wanted, kinds):
     """The kinds of a set that are not there, or not whole."""
     marks = {kind: mark(wanted, kind) for kind in kinds}
-    good = {kind for kind in kinds if marks[kind] and (marks[kind] in WHOLE or intact(wanted, kind))}
+    good = {
+        kind for kind in kinds if marks[kind] and (marks[kind] in WHOLE or intact(wanted, kind))
+    }
     return tuple(kind for kind in kinds if kind not in good)
 
 
@@ -132,8 +143,15 @@ def head(wanted, kind):
     """The bytes before the first picture of a file."""
     if kind == KINDS[2]:
         return b""
-    shape = (wanted.size, wanted.size, 3) if kind == KINDS[0] else (len(MAPS), wanted.size, wanted.size)
-    header, file = {"descr": "|u1", "fortran_order": False, "shape": (wanted.n, *shape)}, io.BytesIO()
+    shape = (
+        (wanted.size, wanted.size, 3)
+        if kind == KINDS[0]
+        else (len(MAPS), wanted.size, wanted.size)
+    )
+    header, file = (
+        {"descr": "|u1", "fortran_order": False, "shape": (wanted.n, *shape)},
+        io.BytesIO(),
+    )
     np.lib.format.write_array_header_1_0(file, header)
     return file.getvalue()
 
@@ -150,20 +168,26 @@ def write(wanted, kinds):
                 part = stack.enter_context(replacing(wanted.path(kind)))
                 files[KINDS.index(kind)] = stack.enter_context(open(part, "wb"))
                 files[KINDS.index(kind)].write(head(wanted, kind))
-            bar = stack.enter_context(tqdm(total=n, desc=title, unit="image", disable=n < BAR_FROM))
+            bar = stack.enter_context(
+                tqdm(total=n, desc=title, unit="image", disable=n < BAR_FROM)
+            )
             for start, parts in zip(range(0, n, CHUNK), chunks(wanted)):
                 for place, file in files.items():
                     file.write(parts[place])
                 bar.update(min(CHUNK, n - start))
         WHOLE.update(mark(wanted, kind) for kind in kinds)
     except OSError as error:
-        raise OSError(f"cannot write {wanted.path(kinds[0])}: {error.strerror or error}") from None
+        raise OSError(
+            f"cannot write {wanted.path(kinds[0])}: {error.strerror or error}"
+        ) from None
 
 
 def chunks(wanted):
     """What `drawn` gives of each chunk in turn, on every core that this process may use."""
     starts = range(0, wanted.n, CHUNK)
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    )
     done = 0
     if (cores := min(allowed, len(starts))) > 1 and sys.executable:
         for parts in by_workers(wanted, starts, cores):
@@ -174,33 +198,37 @@ def chunks(wanted):
 
 
 def by_workers(wanted, starts, cores):
-    """The chunks from processes of their own, which import the drawing and nothing of the caller's.
+    """The chunks from processes of their own, which import nothing of the caller's.
 
     Worker k draws chunks k, k + cores, ... into a pipe; ends early if one of them dies.
     """
-    places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
-    shares = [json.dumps([*wanted[:4], [*starts[k::cores]]], default=int) for k in range(cores)]
-    command = [sys.executable, "-P", "-m", "zfkit.menagerie"]
-    null, pipe = subprocess.DEVNULL, subprocess.PIPE
     workers = []
     try:
-        for share in shares:
-            pipes = dict(stdin=null, stdout=pipe, stderr=null)
-            workers.append(subprocess.Popen([*command, share], env=env, **pipes))
+        for first in range(cores):
+            workers.append(started(wanted, starts[first::cores]))
         for k in range(len(starts)):
             lengths = workers[k % cores].stdout.readline().split()
             parts = [workers[k % cores].stdout.read(int(length)) for length in lengths]
             if len(parts) < len(KINDS) or [*map(len, parts)] != [*map(int, lengths)]:
                 return
             yield parts
-    except (OSError, ValueError):  # none can be started here, or something else writes to the pipe
+    except (OSError, ValueError):  # none starts here, or another writes to its pipe
         return
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
             worker.stdout.close()
+
+
+def started(wanted, starts):
+    """A process that draws the chunks at these starts into a pipe, its standard output."""
+    places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+    share = json.dumps([*wanted[:4], [*starts]], default=int)
+    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-P", "-m", "zfkit.menagerie", share]
+    return subprocess.Popen(command, env=env, **pipes)
 
 
 def send(share, out):
@@ -216,8 +244,12 @@ def drawn(wanted, start, count=CHUNK):
     """The bytes of some pictures from number `start` on, as the files of KINDS hold them."""
     numbers = range(start, min(start + count, wanted.n))
     scenes = [render(wanted.seed, k, wanted.size, level=wanted.level) for k in numbers]
-    maps = [getattr(scene, name).astype(np.uint8).tobytes() for scene in scenes for name in MAPS]
-    lines = [json.dumps([scene.keypoints, scene.pose, scene.background]) + "\n" for scene in scenes]
+    maps = [
+        getattr(scene, name).astype(np.uint8).tobytes() for scene in scenes for name in MAPS
+    ]
+    lines = [
+        json.dumps([scene.keypoints, scene.pose, scene.background]) + "\n" for scene in scenes
+    ]
     images = b"".join(scene.image.tobytes() for scene in scenes)
     return images, b"".join(maps), "".join(lines).encode()
 
