@@ -112,20 +112,25 @@ def test_another_seed_and_network_give_other_numbers(other_run, number):
     assert {claim["verdict"] for claim in found.values()} <= set(VERDICTS)
 
 
+def check_moves(box: str, controls: dict):
+    """What a box showed for the values of its controls is right, and differs where it should."""
+    assert controls, box
+    for control, seen in controls.items():
+        where = f"{box}: {control}: {seen['values']}"
+        assert all(seen["right"]), f"{where}: another picture or text than a direct call gives"
+        assert len(set(seen["values"])) == len(set(seen["alts"])) >= 2, f"{where}: {seen['alts']}"
+        assert len(set(seen["pictures"])) >= 2, f"{where}: the picture stays"
+        named = [str(value) for value in seen["values"]] if control in ("layer", "channel") else []
+        assert all(value in alt for value, alt in zip(named, seen["alts"])), f"{where}: {seen['alts']}"
+
+
 @pytest.mark.parametrize("number", [number for number, path in CHAPTERS.items() if "live(" in path.read_text()])
 def test_every_slider_moves_its_picture_in_the_kernel(other_run, number):
     done, _ = other_run(number)
     boxes = json.loads(book.read(done.target).cells[-1].outputs[-1]["text"])
     assert boxes
     for box, controls in boxes.items():
-        assert controls, box
-        for control, seen in controls.items():
-            where = f"{box}: {control}: {seen['values']}"
-            assert all(seen["right"]), f"{where}: another picture or text than a direct call gives"
-            assert len(set(seen["values"])) == len(set(seen["alts"])) >= 2, f"{where}: {seen['alts']}"
-            assert len(set(seen["pictures"])) >= 2, f"{where}: the picture stays"
-            named = [str(value) for value in seen["values"]] if control in ("layer", "channel") else []
-            assert all(value in alt for value, alt in zip(named, seen["alts"])), f"{where}: {seen['alts']}"
+        check_moves(box, controls)
 
 
 @pytest.mark.parametrize("number, network, dataset", REAL)
