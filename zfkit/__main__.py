@@ -144,12 +144,16 @@ def train_command(words: list[str]) -> int:
     """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on with it; exit status 0."""
     from zfkit import recipes, training, weights  # torch is imported for this command alone
 
-    parser = argparse.ArgumentParser("python -m zfkit train", description="Train a network, or go on with it.")
+    parser = argparse.ArgumentParser(
+        "python -m zfkit train", description="Train a network, or go on with it."
+    )
     field = dict(action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("name", help=f"one of {', '.join(recipes.CONFIGS)}")
     parser.add_argument("--set", **field, help="Config field or network.KEY")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--publish", action="store_true", help="write the result to data/weights")
+    parser.add_argument(
+        "--publish", action="store_true", help="write the result to data/weights"
+    )
     options = parser.parse_args(words)
     config = recipes.changed(options.name, options.set)
     run = training.fit(config, device=options.device)

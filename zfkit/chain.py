@@ -31,11 +31,19 @@ class Kind(NamedTuple):
     """What a layer is to all who walk past it."""
 
     down: str | None = None  # the mirror's step (`deconvnet`); None: it has none
-    field: str | None = None  # a unit reads a "point" of the maps below, a "window", the "image",
+    field: str | None = (
+        None  # a unit reads a "point" of the maps below, a "window", the "image",
+    )
     # all "numbers" behind a flatten, or is one that a "flatten" makes of maps; None: not known
-    beyond: float | None = None  # what a window that leaves the maps finds there; None: it cannot be said
-    up: Callable | None = None  # (module, type of numbers) -> the layer on maps that hold their padding
-    keeps: Callable | None = None  # (module, maps below) -> what the way down needs of the way up
+    beyond: float | None = (
+        None  # what a window that leaves the maps finds there; None: it cannot be said
+    )
+    up: Callable | None = (
+        None  # (module, type of numbers) -> the layer on maps that hold their padding
+    )
+    keeps: Callable | None = (
+        None  # (module, maps below) -> what the way down needs of the way up
+    )
 
 
 def _filter(module, dtype):
@@ -84,8 +92,12 @@ KINDS = {
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), Kind("scale", "point")),
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), Kind("reshape", "point")),
     nn.ChannelShuffle: Kind(None, "point"),
-    **dict.fromkeys((nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.ReLU6, nn.LeakyReLU), Kind(None, "point")),
-    **dict.fromkeys((nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus), Kind(None, "point")),
+    **dict.fromkeys(
+        (nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.ReLU6, nn.LeakyReLU), Kind(None, "point")
+    ),
+    **dict.fromkeys(
+        (nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus), Kind(None, "point")
+    ),
 }
 
 
@@ -101,7 +113,9 @@ def kind(module: nn.Module) -> Kind:
     if found.down == "mean" and found.beyond == 0.0 and not module.divisor_override:
         hangs = module.ceil_mode or module.padding  # there the mean is over fewer numbers
         return found._replace(beyond=None) if hangs else found
-    if found.down == "scale" and module.running_mean is None:  # it takes its scale from the batch
+    if (
+        found.down == "scale" and module.running_mean is None
+    ):  # it takes its scale from the batch
         return Kind()
     return found
 
@@ -111,7 +125,10 @@ def sliding(module: nn.Module) -> list[tuple[int, int, int, int]] | None:
     if kind(module).field != "window":
         return None
     each = module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1)
-    axes = [[value[axis] if isinstance(value, tuple) else value for value in each] for axis in (0, 1)]
+    axes = [
+        [value[axis] if isinstance(value, tuple) else value for value in each]
+        for axis in (0, 1)
+    ]
     for axis in axes:
         size, _, padding, dilation = axis
         if isinstance(padding, str):  # of an even number the smaller half stands in front
@@ -122,7 +139,9 @@ def sliding(module: nn.Module) -> list[tuple[int, int, int, int]] | None:
 def unpadded(module: nn.Module, dtype=None) -> Callable[[Tensor], Tensor] | None:
     """The layer as a function of maps that hold their padding; None if it has no such form."""
     what = kind(module)
-    if what.field not in ("point", "window") or (what.field == "window" and what.beyond is None):
+    if what.field not in ("point", "window") or (
+        what.field == "window" and what.beyond is None
+    ):
         return None
     return what.up(module, dtype) if what.up else module
 
@@ -168,11 +187,16 @@ class Climb:
     NotAChain as `steps_to`, which it serves.
     """
 
-    def __init__(self, net: nn.Module, images: Tensor, names: set[str], keep=kept, beyond=False):
+    def __init__(
+        self, net: nn.Module, images: Tensor, names: set[str], keep=kept, beyond=False
+    ):
         self.names = {module: name for name, module in net.named_modules()}
         self.wanted, self.keep, self.beyond = names, keep, beyond
         self.steps, self.maps, self.depth = [], {}, {}
-        self.given, self.ours = None, False  # a layer's own output; is a torch function called by ourselves?
+        self.given, self.ours = (
+            None,
+            False,
+        )  # a layer's own output; is a torch function called by ourselves?
         self._rise(images.clone())  # the first layer may work in place
         with self._watching(), Calls(self._between):
             run_to(net, self.top, names | {""} if beyond else names, self._arrived)
@@ -197,7 +221,9 @@ class Climb:
             earlier = "is used twice or takes an earlier layer's output"
             raise NotAChain(f"the mirror needs a chain: {label!r} {earlier}")
         if _version(self.top) != self.version:
-            raise NotAChain(f"the mirror needs a chain: what {label!r} takes was changed in place")
+            raise NotAChain(
+                f"the mirror needs a chain: what {label!r} takes was changed in place"
+            )
 
     def _enter(self, module, inputs, named):
         self._takes_the_top(self.names[module], _tensors((*inputs, *named.values())), module)
@@ -209,10 +235,14 @@ class Climb:
     def _after(self, module, inputs, output):
         name, maps = self.names[module], self.given
         if not type(module).__module__.startswith("torch.nn.") and kind(module) == Kind():
-            raise NotAChain(f"the mirror has no step for module {name!r}, {type(module).__name__}")
+            raise NotAChain(
+                f"the mirror has no step for module {name!r}, {type(module).__name__}"
+            )
         found = _tensors(output)
         if not found or found[0] is not maps or _version(maps) != self.given_version:
-            raise NotAChain(f"a forward hook changes what {name!r} gives, which the mirror would not see")
+            raise NotAChain(
+                f"a forward hook changes what {name!r} gives, which the mirror would not see"
+            )
         done = self.wanted <= set(self.depth)
         self._climb(name, module, maps)
         if self.beyond and done:
@@ -220,7 +250,9 @@ class Climb:
 
     def _climb(self, name, module, above):
         below = self.top
-        self.steps.append(Step(name, module, below.shape, above.shape, self.keep(module, below, above)))
+        self.steps.append(
+            Step(name, module, below.shape, above.shape, self.keep(module, below, above))
+        )
         self._rise(above)
 
     def _between(self, function, arguments, named):
@@ -229,7 +261,9 @@ class Climb:
         if self.ours or not _tensors(result) or _is_leaf(module_at_work()):
             return result
         if function.__name__ not in ("flatten", "view", "reshape"):
-            raise NotAChain(f"the mirror knows modules only, not {function.__name__}() {place(self.names)}")
+            raise NotAChain(
+                f"the mirror knows modules only, not {function.__name__}() {place(self.names)}"
+            )
         label = f"{function.__name__}()"
         self._takes_the_top(label, _tensors((*arguments, *named.values())))
         self._climb(label, nn.Flatten(), result)
@@ -239,9 +273,13 @@ class Climb:
         if name not in self.wanted:
             return
         if output is not self.top or _version(output) != self.version:
-            raise NotAChain(f"{name or 'the network'!r} gives something else than its last layer")
+            raise NotAChain(
+                f"{name or 'the network'!r} gives something else than its last layer"
+            )
         self.ours = True
-        self.maps[name] = output.clone() if len(self.wanted) > 1 else output  # later layers may work in place
+        self.maps[name] = (
+            output.clone() if len(self.wanted) > 1 else output
+        )  # later layers may work in place
         self.ours, self.depth[name] = False, len(self.steps)
 
 
@@ -250,7 +288,11 @@ def _is_leaf(module) -> bool:
 
 
 def _tensors(values) -> list[Tensor]:
-    return [value for value in (values if isinstance(values, tuple) else [values]) if isinstance(value, Tensor)]
+    return [
+        value
+        for value in (values if isinstance(values, tuple) else [values])
+        if isinstance(value, Tensor)
+    ]
 
 
 def _version(maps: Tensor) -> int:

@@ -73,7 +73,9 @@ def project(
     """
     _check(normalized, overlap=overlap, lrn=lrn, route=route, rule=rule)
     if rule != "deconvnet" and route == "mirror":
-        raise ValueError(f"rule {rule!r} needs the forward pass at every ReLU: use route='gradient'")
+        raise ValueError(
+            f"rule {rule!r} needs the forward pass at every ReLU: use route='gradient'"
+        )
     name, count, pictures = resolve(net, layer), len(normalized), []
     asked = ("channel", channel, ()), ("position", position, (2,)), ("start", start, ())
     unit = [_for_each(what, wish, count, shape) for what, wish, shape in asked]
@@ -81,8 +83,12 @@ def project(
     walk = walk if rule == "deconvnet" else partial(gradient_route, rule=rule)
     with torch.inference_mode(False), evaluating(net):
         for some in (slice(first, first + CHUNK) for first in range(0, count, CHUNK)):
-            seed = partial(_seed, layer, *(wish if wish is None else wish[some] for wish in unit))
-            pictures.append(walk(net, normalized[some].detach().clone(), name, seed, overlap, lrn))
+            seed = partial(
+                _seed, layer, *(wish if wish is None else wish[some] for wish in unit)
+            )
+            pictures.append(
+                walk(net, normalized[some].detach().clone(), name, seed, overlap, lrn)
+            )
     return torch.cat(pictures)
 
 
@@ -140,8 +146,12 @@ def transposed_filter(signal: Tensor, conv: nn.Conv2d, size: torch.Size) -> Tens
         first, end = needed((0, units), taps, stride, padding, dilation)
         rest.append(max(0, side - (end - first - 2 * padding)))  # rows that no filter read
     padding = [axis[2] for axis in axes]
-    whole = F.conv_transpose2d(signal, conv.weight, None, conv.stride, padding, rest, conv.groups, conv.dilation)
-    return whole[:, :, : sides[0], : sides[1]]  # padding="same" may add a row more behind than in front
+    whole = F.conv_transpose2d(
+        signal, conv.weight, None, conv.stride, padding, rest, conv.groups, conv.dilation
+    )
+    return whole[
+        :, :, : sides[0], : sides[1]
+    ]  # padding="same" may add a row more behind than in front
 
 
 def folded_scale(norm: nn.BatchNorm2d) -> Tensor:
@@ -163,7 +173,9 @@ def _adjoint(function, below: Tensor, signal: Tensor) -> Tensor:
 def _seed(layer, channel, position, start, maps) -> Tensor:
     """Zero maps but for the chosen unit of each image, which holds its start value."""
     if maps.dim() not in (2, 4):
-        raise ValueError(f"layer {layer!r} gives {tuple(maps.shape)}, not (N, C, h, w) or (N, units)")
+        raise ValueError(
+            f"layer {layer!r} gives {tuple(maps.shape)}, not (N, C, h, w) or (N, units)"
+        )
     planes = maps.detach().reshape(*maps.shape, *[1] * (4 - maps.dim()))
     images, (channels, height, width) = torch.arange(len(planes)), planes.shape[1:]
     _within(channel, channels, f"channel of {layer!r}")
@@ -175,7 +187,9 @@ def _seed(layer, channel, position, start, maps) -> Tensor:
         _within(position[:, 1], width, f"column of {layer!r}")
         place = (position[:, 0] * width + position[:, 1]).to(own.device)
     seed = torch.zeros_like(planes)
-    seed[images, channel, place // width, place % width] = own[images, place] if start is None else start.to(own)
+    seed[images, channel, place // width, place % width] = (
+        own[images, place] if start is None else start.to(own)
+    )
     return seed.reshape(maps.shape)
 
 
@@ -192,11 +206,16 @@ def _for_each(what, wish, count, shape=()) -> Tensor | None:
     try:
         values = torch.as_tensor(wish).cpu()
         values = values.expand(count, *shape) if values.shape == shape else values
-        good = values.shape == (count, *shape) and values.dtype not in (torch.bool, torch.complex64)
+        good = values.shape == (count, *shape) and values.dtype not in (
+            torch.bool,
+            torch.complex64,
+        )
     except (TypeError, ValueError, RuntimeError):
         good = False
     if not good or (what != "start" and values.is_floating_point()):
-        raise ValueError(f"{what} must be {kind} for all or for each of {count} images, not {wish!r}")
+        raise ValueError(
+            f"{what} must be {kind} for all or for each of {count} images, not {wish!r}"
+        )
     return values
 
 

@@ -20,7 +20,14 @@ from .switches import pool_with_switches
 
 BYTES = 30e6  # of a batch's largest maps
 IMAGES = 16  # whole images at once
-DOWN = ("filter", "rectify", "unpool", "contrast", "scale", "reshape")  # the steps that have a form for windows
+DOWN = (
+    "filter",
+    "rectify",
+    "unpool",
+    "contrast",
+    "scale",
+    "reshape",
+)  # the steps that have a form for windows
 
 
 def chain_to(net: nn.Module, image: Tensor, name: str) -> "Chain | None":
@@ -41,7 +48,9 @@ def _plain(step: Step, lower: nn.Module | None) -> bool:
         return False
     if what.down == "unpool":  # a place in its window is kept as one byte
         return np.prod([window[0] for window in sliding(step.module)]) < 256
-    return what.down != "scale" or isinstance(lower, nn.Conv2d)  # the scale goes into the filters below it
+    return what.down != "scale" or isinstance(
+        lower, nn.Conv2d
+    )  # the scale goes into the filters below it
 
 
 class Chain:
@@ -67,21 +76,32 @@ class Chain:
         found = [[(row, row + 1), (col, col + 1)]]
         for layer in reversed(self.layers):
             steps = sliding(layer.module)
-            found.append([needed(span, *step) for span, step in zip(found[-1], steps)] if steps else found[-1])
+            found.append(
+                [needed(span, *step) for span, step in zip(found[-1], steps)]
+                if steps
+                else found[-1]
+            )
         return found[::-1]
 
     def sides(self) -> list[tuple[int, int]]:
         """Height and width of the windows, for each map from the pixels up."""
         none = torch.zeros(1, dtype=torch.long)
-        return [tuple(int(end - first) for first, end in spans) for spans in self.windows(none, none)]
+        return [
+            tuple(int(end - first) for first, end in spans)
+            for spans in self.windows(none, none)
+        ]
 
     def excess(self) -> float:
         """Area of the window over that of the image."""
         return np.prod(self.sides()[0]) / np.prod(self.layers[0].below[2:])
 
-    def project_all(self, load, channel: Tensor, units: Strongest, way: str, bar) -> tuple[list, np.ndarray]:
+    def project_all(
+        self, load, channel: Tensor, units: Strongest, way: str, bar
+    ) -> tuple[list, np.ndarray]:
         """Pictures and boxes of the units, image by image, so that each is normalised once."""
-        sizes = [s[0] * s[1] * layer.above[1] for s, layer in zip(self.sides()[1:], self.layers)]
+        sizes = [
+            s[0] * s[1] * layer.above[1] for s, layer in zip(self.sides()[1:], self.layers)
+        ]
         many = int(np.clip(BYTES / (max(sizes) * 4), 8, 256))
         numbers, image = units.image.unique(return_inverse=True)
         if way == "auto":  # a forward pass on crops, or on whole images?
@@ -106,7 +126,9 @@ class Chain:
         spans = torch.stack([top, left, bottom, right], 1).tolist()
         for number, picture, span in zip(numbers, signal, spans):
             boxes[number] = box = clipped(span, self.layers[0].below[2:])
-            pictures[number] = picture[:, box[0] - span[0] : box[2] - span[0], box[1] - span[1] : box[3] - span[1]]
+            pictures[number] = picture[
+                :, box[0] - span[0] : box[2] - span[0], box[1] - span[1] : box[3] - span[1]
+            ]
 
     def climbed(self, normalized: Tensor, image: Tensor, windows: list) -> dict[int, Tensor]:
         """The switches inside the windows, by a forward pass on the crops."""
@@ -151,7 +173,11 @@ class Chain:
         value = value.to(next(iter(self.weights.values()), value)).view(-1, 1, 1, 1)
         channel, signal = channel.to(value.device), None
         for j in reversed(range(len(self.layers))):
-            module, size, step = self.layers[j].module, self.layers[j].below, kind(self.layers[j].module).down
+            module, size, step = (
+                self.layers[j].module,
+                self.layers[j].below,
+                kind(self.layers[j].module).down,
+            )
             if step == "rectify":
                 value = value.clamp(min=0)
                 signal = None if signal is None else signal.clamp_(min=0)
@@ -176,8 +202,12 @@ class Chain:
             rest = module.stride, 0, 0, module.groups, module.dilation
             return F.conv_transpose2d(signal, self.weights[j], None, *rest)
         stride, tall = module.stride[0], self.fine[j].shape[2]
-        high, wide = ((n - 1) * stride + k for n, k in zip(signal.shape[2:], module.kernel_size))
-        return F.pixel_shuffle(F.conv2d(signal, self.fine[j], padding=tall - 1), stride)[:, :, :high, :wide]
+        high, wide = (
+            (n - 1) * stride + k for n, k in zip(signal.shape[2:], module.kernel_size)
+        )
+        return F.pixel_shuffle(F.conv2d(signal, self.fine[j], padding=tall - 1), stride)[
+            :, :, :high, :wide
+        ]
 
 
 def _places_in_windows(pool: nn.MaxPool2d, maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,8 +231,14 @@ def _fine(module: nn.Conv2d, weight: Tensor) -> Tensor | None:
     if (k, s, _, d) != other or s == 1 or d > 1 or module.groups > 1 or module.in_channels > 4:
         return None
     taps = -(-k // s)
-    whole = F.pad(weight, (0, taps * s - k, 0, taps * s - k)).unflatten(3, (taps, s)).unflatten(2, (taps, s))
-    phases = whole.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).flip(2, 3)  # (3 * s * s, C, taps, taps)
+    whole = (
+        F.pad(weight, (0, taps * s - k, 0, taps * s - k))
+        .unflatten(3, (taps, s))
+        .unflatten(2, (taps, s))
+    )
+    phases = (
+        whole.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).flip(2, 3)
+    )  # (3 * s * s, C, taps, taps)
     return phases.contiguous(memory_format=torch.channels_last)
 
 
@@ -225,7 +261,9 @@ def _unpooled(module: nn.MaxPool2d, signal: Tensor, switches: Tensor, side) -> T
     """Each value at its switch, equal places added up: `switches.unpool` for any layout."""
     sizes, strides, _, dilation = ([window[n] for window in sliding(module)] for n in range(4))
     below = signal.new_empty(len(signal), *side, signal.shape[1]).permute(0, 3, 1, 2)
-    signal, places = (part.contiguous(memory_format=torch.channels_last) for part in (signal, switches))
+    signal, places = (
+        part.contiguous(memory_format=torch.channels_last) for part in (signal, switches)
+    )
     adjoint = torch.ops.aten.max_pool2d_with_indices_backward
     return adjoint(signal, below, sizes, strides, [0, 0], dilation, False, places)
 
@@ -242,7 +280,9 @@ def _numbers(window) -> list[Tensor]:
 def _cut(planes: Tensor, image: Tensor, window) -> Tensor:
     """The windows of planes (N, H, W, C) as maps (units, C, h, w); beyond the border what it holds."""
     size = planes.shape
-    rows, columns = (number.clamp(0, side - 1) for number, side in zip(_numbers(window), size[1:3]))
+    rows, columns = (
+        number.clamp(0, side - 1) for number, side in zip(_numbers(window), size[1:3])
+    )
     flat = (image[:, None, None] * size[1] + rows[:, :, None]) * size[2] + columns[:, None, :]
     found = planes.reshape(-1, size[3]).index_select(0, flat.flatten().to(planes.device))
     return found.view(*flat.shape, size[3]).permute(0, 3, 1, 2)
@@ -253,4 +293,6 @@ def _fill_outside(maps: Tensor, window, size, value: float) -> Tensor:
     rows, columns = ((n < 0) | (n >= side) for n, side in zip(_numbers(window), size[2:]))
     if not (rows.any() or columns.any()):
         return maps
-    return maps.masked_fill_((rows[:, None, :, None] | columns[:, None, None, :]).to(maps.device), value)
+    return maps.masked_fill_(
+        (rows[:, None, :, None] | columns[:, None, None, :]).to(maps.device), value
+    )

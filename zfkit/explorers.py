@@ -13,8 +13,13 @@ import numpy as np
 from IPython.display import Markdown
 from PIL import Image
 
-REST, GAP = 0.2, 0.005  # seconds without a move before a picture is refined, and between the steps of that
-BOXES: dict[str, "Live"] = {}  # name -> the box last made under it: lets a test or a reader call its drawing function
+REST, GAP = (
+    0.2,
+    0.005,
+)  # seconds without a move before a picture is refined, and between the steps of that
+BOXES: dict[
+    str, "Live"
+] = {}  # name -> the box last made under it: lets a test or a reader call its drawing function
 
 
 def encode(picture: np.ndarray, format: str = "JPEG") -> bytes:
@@ -52,7 +57,11 @@ class Live(W.VBox):
         view = super()._repr_mimebundle_(**keywords)
         view = view[0] if isinstance(view, tuple) else view
         values = self.values()
-        return {**view, "text/plain": self.describe(**values), "image/jpeg": encode(self.render(**values))}
+        return {
+            **view,
+            "text/plain": self.describe(**values),
+            "image/jpeg": encode(self.render(**values)),
+        }
 
     def values(self) -> dict:
         """The present value of every control by name."""
@@ -64,7 +73,12 @@ def result_card(figure: str, **facts) -> Markdown:
     import torch
 
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {version('torchvision')}"
-    rows = {"reproduces": figure, **facts, "versions": versions, "threads": torch.get_num_threads()}
+    rows = {
+        "reproduces": figure,
+        **facts,
+        "versions": versions,
+        "threads": torch.get_num_threads(),
+    }
     lines = [f"| {name.replace('_', ' ')} | {text} |" for name, text in rows.items()]
     return Markdown("\n".join(["| result card | |", "|---|---|", *lines]))
 
@@ -82,7 +96,9 @@ def _row(name: str, control):
         control.description = control.description or name
         return control
     bounds = {key: getattr(control, key) for key in ("value", "min", "max", "step")}
-    field = W.BoundedIntText(**bounds, description=control.description or name, layout=W.Layout(width="12em"))
+    field = W.BoundedIntText(
+        **bounds, description=control.description or name, layout=W.Layout(width="12em")
+    )
     control.description, control.readout, control.layout.width = "", False, "20em"
     W.jslink((control, "value"), (field, "value"))
     for bound in ("min", "max"):
@@ -91,7 +107,14 @@ def _row(name: str, control):
 
 
 def live(
-    render, alt, width: int | None = None, *, name: str | None = None, limits=None, refine=None, **controls
+    render,
+    alt,
+    width: int | None = None,
+    *,
+    name: str | None = None,
+    limits=None,
+    refine=None,
+    **controls,
 ) -> Live:
     """The slider box of a drawing function; evaluated last in a cell, it shows itself.
 
@@ -121,7 +144,10 @@ def live(
     def draw(_=None):
         for key, largest in (limits(**box.values()) if limits else {}).items():
             with controls[key].hold_trait_notifications():
-                controls[key].value, controls[key].max = min(controls[key].value, largest), largest
+                controls[key].value, controls[key].max = (
+                    min(controls[key].value, largest),
+                    largest,
+                )
         show(box.values())
         if box.task:
             box.task.cancel()

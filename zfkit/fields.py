@@ -74,8 +74,14 @@ def _graph_to(net: nn.Module, name: str) -> list[fx.Node]:
         nodes = list(_Tracer().trace(net).nodes)
     except Exception as error:  # whatever a forward pass does that cannot be followed
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"cannot follow the layers of {type(net).__name__}: {reason}") from error
-    last = [number for number, node in enumerate(nodes) if name in (node.meta.get("nn_module_stack") or {})]
+        raise ValueError(
+            f"cannot follow the layers of {type(net).__name__}: {reason}"
+        ) from error
+    last = [
+        number
+        for number, node in enumerate(nodes)
+        if name in (node.meta.get("nn_module_stack") or {})
+    ]
     if not last:
         raise ValueError(f"a forward pass does not run module {name!r}")
     return nodes[: last[-1] + 1]
@@ -108,7 +114,9 @@ def _below(node: fx.Node, modules: dict, units, axis: int):
     """What `units` of a node, [first, end) or Numbers, read of its input along one axis."""
     title, module, field = _what(node, modules)
     if field == "image":
-        raise ValueError(f"the receptive field is the whole image: {title} ({node.name}) pools all of it")
+        raise ValueError(
+            f"the receptive field is the whole image: {title} ({node.name}) pools all of it"
+        )
     if field == "window" and not isinstance(units, Numbers):
         return needed(units, *sliding(module)[axis])
     if field == "numbers":

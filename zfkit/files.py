@@ -112,7 +112,11 @@ def kept_file(folder, what: str, net, images, normalize, *more) -> Path:
     That is the network's structure and every weight, the images (all bytes up to 64 MB, else
     evenly spaced ones), what `normalize` makes of the first, and `more`.
     """
-    digest = hashlib.blake2b(repr((VERSION, what, str(net), getattr(net, "stages", None), len(images), more)).encode())
+    digest = hashlib.blake2b(
+        repr(
+            (VERSION, what, str(net), getattr(net, "stages", None), len(images), more)
+        ).encode()
+    )
     for name, tensor in net.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
@@ -124,5 +128,7 @@ def kept_file(folder, what: str, net, images, normalize, *more) -> Path:
 
 
 def _bytes(values) -> np.ndarray:
-    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))  # a copy may be written to
+    tensor = (
+        values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    )  # a copy may be written to
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

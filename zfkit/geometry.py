@@ -28,12 +28,16 @@ def resolve(net, layer: str) -> str:
     modules = dict(net.named_modules())
     if layer and layer in modules:
         return layer
-    names = list(stages) or [name for name, module in modules.items() if not any(module.children())]
+    names = list(stages) or [
+        name for name, module in modules.items() if not any(module.children())
+    ]
     more = f" and {len(names) - 40} more" if len(names) > 40 else ""
     raise ValueError(f"unknown layer {layer!r}; valid: {', '.join(names[:40])}{more}")
 
 
-def needed(units: tuple[int, int], kernel: int, stride=1, padding=0, dilation=1) -> tuple[int, int]:
+def needed(
+    units: tuple[int, int], kernel: int, stride=1, padding=0, dilation=1
+) -> tuple[int, int]:
     """The inputs [a, e) that the units [first, end) read; outside the map where it is padding.
 
     >>> needed((0, 2), kernel=3, stride=2, padding=1)
@@ -43,7 +47,9 @@ def needed(units: tuple[int, int], kernel: int, stride=1, padding=0, dilation=1)
     return first * stride - padding, (end - 1) * stride - padding + dilation * (kernel - 1) + 1
 
 
-def touched(inputs: tuple[int, int], count: int, kernel: int, stride=1, padding=0, dilation=1) -> tuple[int, int]:
+def touched(
+    inputs: tuple[int, int], count: int, kernel: int, stride=1, padding=0, dilation=1
+) -> tuple[int, int]:
     """The units [first, end), of `count`, that read any of the inputs [a, e)."""
     a, e = inputs
     first = -(-(a + padding - dilation * (kernel - 1)) // stride)

@@ -117,10 +117,16 @@ def vgg(
 
 
 def _check_vgg(a: dict):
-    if not a["blocks"] or any(not isinstance(block, list) or not block for block in a["blocks"]):
-        raise ValueError(f"blocks must hold the channels of each block's convolutions, not {a['blocks']!r}")
+    if not a["blocks"] or any(
+        not isinstance(block, list) or not block for block in a["blocks"]
+    ):
+        raise ValueError(
+            f"blocks must hold the channels of each block's convolutions, not {a['blocks']!r}"
+        )
     if a["size"] >> len(a["blocks"]) < 1:
-        raise ValueError(f"size {a['size']} is too small for {len(a['blocks'])} blocks: the last map would be empty")
+        raise ValueError(
+            f"size {a['size']} is too small for {len(a['blocks'])} blocks: the last map would be empty"
+        )
     if a["norm"] not in ("batch", "none"):
         raise ValueError(f"unknown norm {a['norm']!r}; valid: batch, none")
     _check_dropout(a["dropout"])
@@ -147,9 +153,15 @@ def build(config: dict) -> Chain:
     builder = arguments.pop("builder", None)
     if builder not in BUILDERS:
         raise ValueError(f"unknown builder {builder!r}; valid: {', '.join(BUILDERS)}")
-    valid = {"num_classes", *BUILDERS[builder].__kwdefaults__, *(["groups"] if builder == "alexnet" else [])}
+    valid = {
+        "num_classes",
+        *BUILDERS[builder].__kwdefaults__,
+        *(["groups"] if builder == "alexnet" else []),
+    }
     if unknown := sorted(set(arguments) - valid):
-        raise ValueError(f"{builder} has no argument {unknown[0]!r}; valid: {', '.join(sorted(valid))}")
+        raise ValueError(
+            f"{builder} has no argument {unknown[0]!r}; valid: {', '.join(sorted(valid))}"
+        )
     return BUILDERS[builder](**arguments)
 
 
@@ -162,14 +174,21 @@ def _chain(builder: str, a: dict, norm_after_pool: bool) -> Chain:
         side = _add_convolution(modules, stages, a, n, maps, side, norm_after_pool)
         maps = a["channels"][n - 1]
     if a["num_classes"] is not None:
-        units = {n: count for n, count in zip((6, 7), a["fc"], strict=True) if n not in a["without"]}
-        _add_classifier(modules, stages, maps * side * side, units, a["num_classes"], a["dropout"], last=8)
+        units = {
+            n: count for n, count in zip((6, 7), a["fc"], strict=True) if n not in a["without"]
+        }
+        _add_classifier(
+            modules, stages, maps * side * side, units, a["num_classes"], a["dropout"], last=8
+        )
     return Chain(modules, stages, {"builder": builder, **a})
 
 
 def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
     """Append layer n; returns the side of the map that it hands on."""
-    blurred, (size, stride, padding) = n in a["blurred"], (a[name][n - 1] for name in ("filters", "strides", "padding"))
+    blurred, (size, stride, padding) = (
+        n in a["blurred"],
+        (a[name][n - 1] for name in ("filters", "strides", "padding")),
+    )
     halved = blurred and stride % 2 == 0
     geometry = size, stride // 2 if halved else stride, padding
     groups = a.get("groups", 1) if n in (2, 4, 5) else 1  # layer 3 saw both halves
@@ -186,7 +205,9 @@ def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
         modules[f"norm{n}"] = _contrast_normalization(a)
     if pool:
         stride, padding = (1, 1) if blurred else (2, 0)
-        modules[f"pool{n}"] = nn.MaxPool2d(3, stride, padding, ceil_mode=True)  # 110 -> 55 as in the paper's figure
+        modules[f"pool{n}"] = nn.MaxPool2d(
+            3, stride, padding, ceil_mode=True
+        )  # 110 -> 55 as in the paper's figure
         side = out_size(side, 3, stride, padding, ceil=True)
         if blurred:
             side = _add_blur(modules, f"pool{n}", side)
@@ -201,7 +222,10 @@ def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
 
 def _add_blur(modules, name, side) -> int:
     """Append the triangle 1-2-1, twice an average of two, and sample every second value; returns the new side."""
-    modules[f"{name}_blur"], modules[f"{name}_sample"] = nn.AvgPool2d(2, 1), nn.AvgPool2d(2, 2, ceil_mode=True)
+    modules[f"{name}_blur"], modules[f"{name}_sample"] = (
+        nn.AvgPool2d(2, 1),
+        nn.AvgPool2d(2, 2, ceil_mode=True),
+    )
     return out_size(out_size(side, 2, 1), 2, 2, ceil=True)
 
 
@@ -224,7 +248,13 @@ def _add_classifier(modules, stages, width, units: dict, num_classes, dropout, l
 
 
 def _check(a: dict):
-    for name, length in (("channels", 5), ("filters", 5), ("strides", 5), ("padding", 5), ("fc", 2)):
+    for name, length in (
+        ("channels", 5),
+        ("filters", 5),
+        ("strides", 5),
+        ("padding", 5),
+        ("fc", 2),
+    ):
         if not isinstance(a[name], list) or len(a[name]) != length:
             raise ValueError(f"{name} must hold {length} numbers, not {a[name]!r}")
     if a["norm"] not in NORMS:
@@ -237,4 +267,6 @@ def _check(a: dict):
     _check_dropout(a["dropout"])
     groups = a.get("groups", 1)
     if groups < 1 or any(count % groups for count in a["channels"]):
-        raise ValueError(f"groups {groups} must divide every number of channels {a['channels']}")
+        raise ValueError(
+            f"groups {groups} must divide every number of channels {a['channels']}"
+        )

@@ -20,7 +20,9 @@ class ContrastNormalization(nn.LocalResponseNorm):
 
     def __init__(self, size=5, alpha=1e-4, beta=0.75, k=2.0):
         if size < 1:
-            raise ValueError(f"size is {size!r}; valid: from 1, the number of neighbouring maps")
+            raise ValueError(
+                f"size is {size!r}; valid: from 1, the number of neighbouring maps"
+            )
         super().__init__(size, alpha, beta, k)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -36,10 +38,16 @@ def contrast_normalization(maps: Tensor, size: int, alpha=1e-4, beta=0.75, k=1.0
     Raises ValueError for maps of fewer than three dimensions and for a size below 1. ZF 2013,
     sec. 2.1 and Fig. 3.
     """
-    if has_torch_function_unary(maps):  # so that a TorchFunctionMode sees one call, as of torch's own functions
-        return handle_torch_function(contrast_normalization, (maps,), maps, size, alpha, beta, k)
+    if has_torch_function_unary(
+        maps
+    ):  # so that a TorchFunctionMode sees one call, as of torch's own functions
+        return handle_torch_function(
+            contrast_normalization, (maps,), maps, size, alpha, beta, k
+        )
     if maps.dim() < 3 or size < 1:
-        raise ValueError(f"maps must be (N, C, ...), not {tuple(maps.shape)}; size from 1, not {size!r}")
+        raise ValueError(
+            f"maps must be (N, C, ...), not {tuple(maps.shape)}; size from 1, not {size!r}"
+        )
     with torch.no_grad():
         density = _density(maps, size, alpha, k)
     return _Normalized.apply(maps, density, size, alpha, beta, k)
@@ -62,7 +70,9 @@ class _Normalized(torch.autograd.Function):
     @staticmethod
     def backward(ctx, signal):
         (maps, density), (size, alpha, beta, k) = ctx.saved_tensors, ctx.constants
-        if torch.is_grad_enabled():  # a second derivative is wanted, which passes through the density too
+        if (
+            torch.is_grad_enabled()
+        ):  # a second derivative is wanted, which passes through the density too
             density = _density(maps, size, alpha, k)
         own = signal / _power(density, beta)
         others = _neighbours((own * maps / density).to(maps.dtype), size, above=False)

@@ -77,7 +77,9 @@ def occlusion_maps(
         target = _within("class", target, sweep.classes)
         tiles = tiles_of(rows, cols, max(3, min(sweep.side, 1 + 32 // max(stride))))
         shown = tqdm(tiles, "occluder", unit="tile", disable=not progress)
-        found = _collected(sweep, places, tiles, shown, lambda scores: (scores[:, target], scores.argmax(1)))
+        found = _collected(
+            sweep, places, tiles, shown, lambda scores: (scores[:, target], scores.argmax(1))
+        )
     maps = OcclusionMaps(*(f if f is None else f.view(rows, -1) for f in found), sweep.method)
     if precision == "exact":
         return maps
@@ -87,7 +89,15 @@ def occlusion_maps(
 
 
 def occluded(
-    net: nn.Module, normalized: Tensor, places, size, fill=0.0, layer=None, channel=None, *, method="auto"
+    net: nn.Module,
+    normalized: Tensor,
+    places,
+    size,
+    fill=0.0,
+    layer=None,
+    channel=None,
+    *,
+    method="auto",
 ) -> Occluded:
     """The probabilities of all classes, and a map's activity, at chosen places of the occluder.
 
@@ -103,7 +113,14 @@ def occluded(
 
 
 def occluder(
-    net: nn.Module, normalized: Tensor, size, fill=0.0, layer=None, channel=None, *, method="auto"
+    net: nn.Module,
+    normalized: Tensor,
+    size,
+    fill=0.0,
+    layer=None,
+    channel=None,
+    *,
+    method="auto",
 ) -> Callable[..., Occluded]:
     """A function of places that gives what `occluded` gives; the clean image is run here, once.
 
@@ -119,7 +136,9 @@ def occluder(
         places = checked_places(places, torch.tensor(normalized.shape[2:]) - torch.tensor(size))
         with evaluating(net), torch.no_grad():
             tiles = torch.arange(len(places)).split(min(sweep.side, 8) ** 2)
-            return Occluded(*_collected(sweep, places, tiles, tiles, lambda scores: (scores,)), sweep.method)
+            return Occluded(
+                *_collected(sweep, places, tiles, tiles, lambda scores: (scores,)), sweep.method
+            )
 
     return look
 
@@ -130,12 +149,18 @@ class _Sweep(NamedTuple):
     method: str
     classes: int
     side: int  # of the largest tile of places, such that its maps find room
-    run: Callable[[Iterable[Tensor]], Iterator[tuple]]  # batches of places -> scores and activity, in their order
-    last: Callable[[], str] = str  # call of the network, asked for where the scores may be a sigmoid's
+    run: Callable[
+        [Iterable[Tensor]], Iterator[tuple]
+    ]  # batches of places -> scores and activity, in their order
+    last: Callable[[], str] = (
+        str  # call of the network, asked for where the scores may be a sigmoid's
+    )
 
 
 def _sweep(net, image, *arguments) -> _Sweep:
-    return _by_method(net, image, *arguments)._replace(last=cache(partial(last_call, net, image)))
+    return _by_method(net, image, *arguments)._replace(
+        last=cache(partial(last_call, net, image))
+    )
 
 
 def _by_method(net, image, size, fill, layer, channel, method, precision) -> _Sweep:
@@ -160,7 +185,10 @@ def _collected(sweep, places, tiles, shown, keep) -> list:
     said = sweep.run(places[tile] for tile in shown)
     parts = [(*keep(_probabilities(sweep, scores)), sums) for scores, sums in said]
     order = torch.cat(list(tiles)).argsort()
-    return [None if field[0] is None else torch.cat(field)[order] for field in zip(*parts, strict=True)]
+    return [
+        None if field[0] is None else torch.cat(field)[order]
+        for field in zip(*parts, strict=True)
+    ]
 
 
 def _probabilities(sweep, scores) -> Tensor:
@@ -175,7 +203,9 @@ def _plainly(net, image, picture, size, watch, batches) -> Iterator[tuple]:
     for places in (some for batch in batches for some in batch.split(BATCH)):
         covered, sums = image.repeat(len(places), 1, 1, 1), []
         for one, (y, x) in zip(covered, places.tolist(), strict=True):
-            one[:, y : y + size[0], x : x + size[1]] = picture[:, y : y + size[0], x : x + size[1]]
+            one[:, y : y + size[0], x : x + size[1]] = picture[
+                :, y : y + size[0], x : x + size[1]
+            ]
         watched = [net.get_submodule(watch[0])] if watch else []
         with hooked(watched, lambda _, __, maps, sums=sums: sums.append(total(maps, watch[1]))):
             logits = run_to(net, covered, {""})[""]
@@ -206,7 +236,9 @@ def _within(what, number, count) -> int:
 def _classes(logits: Tensor) -> int:
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 2:
-        raise ValueError(f"the network gives {shape or type(logits).__name__}, not scores of classes (N, classes)")
+        raise ValueError(
+            f"the network gives {shape or type(logits).__name__}, not scores of classes (N, classes)"
+        )
     return shape[1]
 
 
@@ -216,7 +248,9 @@ def _picture(image, fill) -> Tensor:
     if shown.shape[-3:] == shape and shown.numel() == shape.numel():
         return shown.reshape(shape)
     if shown.numel() not in (1, shape[0]):
-        raise ValueError(f"fill must hold 1 number, {shape[0]} or an image {tuple(shape)}, not {tuple(shown.shape)}")
+        raise ValueError(
+            f"fill must hold 1 number, {shape[0]} or an image {tuple(shape)}, not {tuple(shown.shape)}"
+        )
     return shown.reshape(-1, 1, 1).expand(shape)
 
 
@@ -227,7 +261,9 @@ def _check(normalized, size, stride, **options):
     if (options["method"], options.get("precision")) == ("plain", "bfloat16"):
         raise ValueError("precision 'bfloat16' is for method 'windows', not 'plain'")
     if not isinstance(normalized, Tensor) or normalized.dim() != 4 or len(normalized) != 1:
-        raise ValueError(f"one image (1, 3, H, W) is needed, not {tuple(getattr(normalized, 'shape', ()))}")
+        raise ValueError(
+            f"one image (1, 3, H, W) is needed, not {tuple(getattr(normalized, 'shape', ()))}"
+        )
     sides = tuple(normalized.shape[2:])
     if not all(1 <= s <= n for s, n in zip(size, sides, strict=True)) or min(stride) < 1:
         size, stride = (pair[0] if pair[0] == pair[1] else pair for pair in (size, stride))

@@ -22,8 +22,12 @@ def grid(shape, size, stride) -> Tensor:
     sides = pair_of("shape", shape)
     axes = list(zip(sides, pair_of("size", size), pair_of("stride", stride), strict=True))
     if any(side < length or min(length, step) < 1 for side, length, step in axes):
-        raise ValueError(f"no occluder of {size!r} px at stride {stride!r} on an image of {sides} px")
-    return torch.cartesian_prod(*(torch.arange(0, side - length + 1, step) for side, length, step in axes))
+        raise ValueError(
+            f"no occluder of {size!r} px at stride {stride!r} on an image of {sides} px"
+        )
+    return torch.cartesian_prod(
+        *(torch.arange(0, side - length + 1, step) for side, length, step in axes)
+    )
 
 
 class Occluded(NamedTuple):
@@ -43,7 +47,13 @@ class CoarseToFine:
     """
 
     def __init__(self, look: Callable[..., Occluded], coarse: Tensor, fine: Tensor, batch: int):
-        self.look, self.places, self.batches, self.parts, self.fine = look, coarse, fine.split(batch), [], None
+        self.look, self.places, self.batches, self.parts, self.fine = (
+            look,
+            coarse,
+            fine.split(batch),
+            [],
+            None,
+        )
 
     @cached_property
     def coarse(self) -> Occluded:
@@ -56,7 +66,9 @@ class CoarseToFine:
             self.parts.append(self.look(places))
             if len(self.parts) == len(self.batches):
                 said, sums, methods = zip(*self.parts, strict=True)
-                self.fine = Occluded(torch.cat(said), None if sums[0] is None else torch.cat(sums), methods[0])
+                self.fine = Occluded(
+                    torch.cat(said), None if sums[0] is None else torch.cat(sums), methods[0]
+                )
             yield
 
 
@@ -71,13 +83,24 @@ def pair_of(what, value) -> tuple[int, int]:
         rows, cols = value if isinstance(value, (tuple, list)) else (value, value)
         return index(rows), index(cols)
     except (TypeError, ValueError):
-        raise ValueError(f"{what} must be a whole number or a pair (rows, columns), not {value!r}") from None
+        raise ValueError(
+            f"{what} must be a whole number or a pair (rows, columns), not {value!r}"
+        ) from None
 
 
 def checked_places(places, last) -> Tensor:
     places = torch.as_tensor(places)
-    if places.dim() != 2 or not len(places) or places.shape[1] != 2 or places.is_floating_point():
-        raise ValueError(f"places must be integers (N, 2), N > 0, not {tuple(places.shape)} {places.dtype}")
+    if (
+        places.dim() != 2
+        or not len(places)
+        or places.shape[1] != 2
+        or places.is_floating_point()
+    ):
+        raise ValueError(
+            f"places must be integers (N, 2), N > 0, not {tuple(places.shape)} {places.dtype}"
+        )
     if len(wrong := places[((places < 0) | (places > last)).any(1)]):
-        raise ValueError(f"no place for the occluder at {wrong[0].tolist()}; valid: [0, 0] to {last.tolist()}")
+        raise ValueError(
+            f"no place for the occluder at {wrong[0].tolist()}; valid: [0, 0] to {last.tolist()}"
+        )
     return places

@@ -9,7 +9,15 @@ from matplotlib import pyplot as plt
 from PIL import Image, ImageDraw, ImageFont
 
 GREY = 128  # what zero looks like in a projection
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # Okabe and Ito
 HEAT = "cividis"  # positive maps; readable without red-green vision and in grey
 SIGNED = "PuOr_r"  # maps with a zero in the middle
 
@@ -61,7 +69,11 @@ def heat(values, top: float | None = None, low: float = 0.0, cmap: str = HEAT) -
     values = as_array(values)
     top = float(values.max()) if top is None else top
     unit = (values - low) / (top - low) if top > low else np.zeros_like(values)
-    return (matplotlib.colormaps[cmap](np.clip(unit, 0, 1))[..., :3] * 255).round().astype(np.uint8)
+    return (
+        (matplotlib.colormaps[cmap](np.clip(unit, 0, 1))[..., :3] * 255)
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def fit(picture: np.ndarray, height: int, width: int | None = None) -> np.ndarray:
@@ -84,34 +96,46 @@ def tile(pictures, columns: int, gap: int = 2, fill: int = 255) -> np.ndarray:
     return out
 
 
-def frame(picture: np.ndarray, box, colour: str = COLOURS[1], width: int = 2, zoom: int = 1) -> np.ndarray:
+def frame(
+    picture: np.ndarray, box, colour: str = COLOURS[1], width: int = 2, zoom: int = 1
+) -> np.ndarray:
     """The picture, blown up `zoom` times, with a frame around the half-open pixel box (top, left, bottom, right).
 
     The frame may leave the picture: what lies outside is simply not seen.
     """
     image = Image.fromarray(np.repeat(np.repeat(picture, zoom, 0), zoom, 1))
     top, left, bottom, right = (round(float(side) * zoom) for side in box)
-    ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), outline=colour, width=width)
+    ImageDraw.Draw(image).rectangle(
+        (left, top, right - 1, bottom - 1), outline=colour, width=width
+    )
     return np.asarray(image)
 
 
 @cache
 def _font(size: int):
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size
+    )
 
 
-def label(text: str, width: int, height: int, size: int = 12, anchor: str = "middle") -> np.ndarray:
+def label(
+    text: str, width: int, height: int, size: int = 12, anchor: str = "middle"
+) -> np.ndarray:
     """A line (or lines) of black text on white as uint8 (height, width, 3); what does not fit is made smaller."""
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
     while size > 7 and draw.multiline_textbbox((0, 0), text, font=_font(size))[2] > width - 2:
         size -= 1
     x, code = (width / 2, "mm") if anchor == "middle" else (width - 4, "rm")
-    draw.multiline_text((x, height / 2), text, "black", _font(size), anchor=code, align="center", spacing=2)
+    draw.multiline_text(
+        (x, height / 2), text, "black", _font(size), anchor=code, align="center", spacing=2
+    )
     return np.asarray(image)
 
 
-def sheet(rows, row_names=(), column_names=(), cell: int = 96, gap: int = 4, margin: int = 84) -> np.ndarray:
+def sheet(
+    rows, row_names=(), column_names=(), cell: int = 96, gap: int = 4, margin: int = 84
+) -> np.ndarray:
     """A labelled table of pictures as one uint8 picture.
 
     rows: list of lists of uint8 (h, w, 3) pictures or None (left white); each is fitted to `cell` pixels of height
@@ -119,9 +143,14 @@ def sheet(rows, row_names=(), column_names=(), cell: int = 96, gap: int = 4, mar
     """
     rows = [[None if p is None else fit(p, cell) for p in row] for row in rows]
     columns = max(len(row) for row in rows)
-    widths = [max(row[c].shape[1] for row in rows if c < len(row) and row[c] is not None) for c in range(columns)]
+    widths = [
+        max(row[c].shape[1] for row in rows if c < len(row) and row[c] is not None)
+        for c in range(columns)
+    ]
     left, head = (margin if row_names else 0), (34 if column_names else 0)
-    out = np.full((head + len(rows) * (cell + gap), left + sum(widths) + gap * columns, 3), 255, np.uint8)
+    out = np.full(
+        (head + len(rows) * (cell + gap), left + sum(widths) + gap * columns, 3), 255, np.uint8
+    )
     starts = left + np.cumsum([0, *[w + gap for w in widths]])
     for c, name in enumerate(column_names):
         out[:head, starts[c] : starts[c] + widths[c]] = label(name, widths[c], head)
@@ -143,16 +172,28 @@ def pixels(figure) -> np.ndarray:
     return drawn
 
 
-def numbers(axis, values, *, title: str = "", marks=(), cmap: str = SIGNED, digits: int = 0, top=None) -> None:
+def numbers(
+    axis, values, *, title: str = "", marks=(), cmap: str = SIGNED, digits: int = 0, top=None
+) -> None:
     """Draw a small map (h, w) with its number in every cell; `marks` are (row, col) cells to be framed."""
     values = as_array(values)
     top = float(np.abs(values).max()) or 1.0 if top is None else top
     axis.imshow(values, cmap=cmap, vmin=-1.6 * top, vmax=1.6 * top)
     for (row, col), value in np.ndenumerate(values):
         text = f"{value:.{digits}f}"
-        axis.text(col, row, text, ha="center", va="center", color="0.65" if value == 0 else "black", fontsize=9)
+        axis.text(
+            col,
+            row,
+            text,
+            ha="center",
+            va="center",
+            color="0.65" if value == 0 else "black",
+            fontsize=9,
+        )
     for row, col in marks:
-        axis.add_patch(plt.Rectangle((col - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec=COLOURS[1], lw=2))
+        axis.add_patch(
+            plt.Rectangle((col - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec=COLOURS[1], lw=2)
+        )
     axis.set(title=title, xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set_visible(False)

@@ -69,7 +69,9 @@ def projections(
     return _read(file)
 
 
-def _projected(net, load, layer, name, channel, places, way, options, bar) -> tuple[list, np.ndarray]:
+def _projected(
+    net, load, layer, name, channel, places, way, options, bar
+) -> tuple[list, np.ndarray]:
     """Pictures and boxes by the way asked for, or the quickest that applies."""
     windowed = way != "project" and options == dict(overlap="sum", lrn="skip")
     chain = chain_to(net, load(torch.tensor([0])), name) if windowed else None
@@ -89,12 +91,16 @@ def _flat(units: Strongest, channel, count: int) -> tuple[Tensor, Strongest]:
     if not shape.numel():
         raise ValueError(f"no units: their fields are {tuple(shape)}")
     if channel is None and len(shape) != 2:
-        raise ValueError("channel is None: units that are not a whole layer, fields (k, C), need one for all or each")
+        raise ValueError(
+            "channel is None: units that are not a whole layer, fields (k, C), need one for all or each"
+        )
     channel = torch.arange(shape[1]) if channel is None else torch.as_tensor(channel)
     try:
         channel = channel.expand(shape).flatten()
     except RuntimeError:
-        raise ValueError(f"channel {tuple(channel.shape)} does not go with units {tuple(shape)}") from None
+        raise ValueError(
+            f"channel {tuple(channel.shape)} does not go with units {tuple(shape)}"
+        ) from None
     units = Strongest(*(torch.as_tensor(part).flatten() for part in units))
     for image in units.image[(units.image < 0) | (units.image >= count)].tolist():
         raise ValueError(f"no image {image}; valid: 0 to {count - 1}")
@@ -102,7 +108,9 @@ def _flat(units: Strongest, channel, count: int) -> tuple[Tensor, Strongest]:
 
 
 def _inside(layer: str, size, channel: Tensor, units: Strongest):
-    for what, number, count in zip(("channel", "row", "column"), (channel, units.row, units.col), size[1:]):
+    for what, number, count in zip(
+        ("channel", "row", "column"), (channel, units.row, units.col), size[1:]
+    ):
         for wrong in number[(number < 0) | (number >= count)].tolist():
             raise ValueError(f"no {what} of {layer!r} is {wrong}; valid: 0 to {count - 1}")
 
@@ -119,7 +127,15 @@ def _whole(net, load, layer, channel, units, options, bar) -> tuple[list, np.nda
     pictures, boxes = [], []
     for some in torch.arange(len(channel)).split(IMAGES):
         place = torch.stack([units.row[some], units.col[some]], 1)
-        signal = project(net, load(units.image[some]), layer, channel[some], place, start=units.value[some], **options)
+        signal = project(
+            net,
+            load(units.image[some]),
+            layer,
+            channel[some],
+            place,
+            start=units.value[some],
+            **options,
+        )
         for picture, (row, col) in zip(signal, place.tolist()):
             whole = (0, 0, *picture.shape[1:])
             boxes.append(clipped(field.box(row, col), whole[2:]) if field else whole)
@@ -131,8 +147,14 @@ def _whole(net, load, layer, channel, units, options, bar) -> tuple[list, np.nda
 
 def _write(file, pictures: list[Tensor], boxes: np.ndarray):
     peak = torch.stack([picture.abs().max() for picture in pictures]).clamp(min=1e-30).cpu()
-    flat = torch.cat([(picture.cpu() / top).half().flatten() for picture, top in zip(pictures, peak)])
-    write_tensors(file, {"flat": flat, "peak": peak, "boxes": torch.from_numpy(boxes)}, {"file": file.name})
+    flat = torch.cat(
+        [(picture.cpu() / top).half().flatten() for picture, top in zip(pictures, peak)]
+    )
+    write_tensors(
+        file,
+        {"flat": flat, "peak": peak, "boxes": torch.from_numpy(boxes)},
+        {"file": file.name},
+    )
 
 
 def _read(file) -> tuple[list[Tensor], np.ndarray] | None:
@@ -146,5 +168,8 @@ def _read(file) -> tuple[list[Tensor], np.ndarray] | None:
     sides = (boxes := tensors["boxes"].numpy())[:, 2:] - boxes[:, :2]
     colours = len(tensors["flat"]) // sides.prod(1).sum()
     parts = tensors["flat"].to(tensors["peak"].dtype).split((sides.prod(1) * colours).tolist())
-    pictures = [part.view(-1, *side).mul_(top) for part, side, top in zip(parts, sides.tolist(), tensors["peak"])]
+    pictures = [
+        part.view(-1, *side).mul_(top)
+        for part, side, top in zip(parts, sides.tolist(), tensors["peak"])
+    ]
     return pictures, boxes

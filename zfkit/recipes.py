@@ -76,11 +76,20 @@ _VGG = dict(
     builder="vgg", num_classes=16, size=80, blocks=((16, 16), (32, 32), (64, 64), (96, 96), (128, 128)), fc=(256,),
     norm="batch", dropout=0.25,
 )  # fmt: skip
-_BASE = Config("zfnet-menagerie", SMALL, "menagerie", epochs=24, batch_size=128, snapshots=(1, 2, 4, 8, 12, 16, 20))
+_BASE = Config(
+    "zfnet-menagerie",
+    SMALL,
+    "menagerie",
+    epochs=24,
+    batch_size=128,
+    snapshots=(1, 2, 4, 8, 12, 16, 20),
+)
 _PLAIN = replace(_BASE, snapshots=())
 _LRN = {**SMALL, "norm": "lrn"}
 # For Tiny ImageNet's 64 px: the same filters and strides, more channels, wider layers 6 and 7
-_SMALL_64 = SMALL | dict(num_classes=200, size=64, channels=(64, 128, 224, 224, 192), fc=(448, 448), dropout=0.25)
+_SMALL_64 = SMALL | dict(
+    num_classes=200, size=64, channels=(64, 128, 224, 224, 192), fc=(448, 448), dropout=0.25
+)
 _PHOTOS = Config(
     "zfnet-photos", _SMALL_64, "tiny-imagenet", size=64, epochs=24, batch_size=128, lr=0.06, init_std="he",
     label_smoothing=0.1, snapshots=(1, 2, 3, 4, 8, 11, 15),
@@ -227,7 +236,9 @@ def check(config: Config):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
     if config.images is not None and (not isinstance(config.images, int) or config.images < 1):
-        raise ValueError(f"images must be None or a whole number from 1 on, not {config.images!r}")
+        raise ValueError(
+            f"images must be None or a whole number from 1 on, not {config.images!r}"
+        )
     if wrong := [epoch for epoch in config.snapshots if not 1 <= epoch <= config.epochs]:
         raise ValueError(f"snapshot at epoch {wrong[0]!r}; valid: 1 to {config.epochs}")
 

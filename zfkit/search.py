@@ -61,7 +61,11 @@ def strongest(
     names, count = {layer: resolve(net, layer) for layer in layers}, len(images)
     if not 1 <= k <= count:
         raise ValueError(f"k is {k!r}; valid: 1 to {count}, the number of images")
-    file = None if folder is None else kept_file(folder, "strongest", net, images, normalize, sorted(names.items()), k)
+    file = (
+        None
+        if folder is None
+        else kept_file(folder, "strongest", net, images, normalize, sorted(names.items()), k)
+    )
     tables = _passed(net, images, set(names.values()), k, normalize, file, progress)
     return {layer: tables[name].ranked() for layer, name in names.items()}
 
@@ -73,7 +77,10 @@ def _passed(net, images, names: set, k, normalize, file, progress) -> dict:
     (done, tables), count = _read(file), len(images)
     if done == count:
         return tables
-    bar, saved = tqdm(total=count, initial=done, disable=not progress, unit="image"), time.monotonic()
+    bar, saved = (
+        tqdm(total=count, initial=done, disable=not progress, unit="image"),
+        time.monotonic(),
+    )
     with evaluating(net), torch.no_grad(), bar:
         running = Pass(names, k, tables, _pools(net, first, names))
         for start in range(done, count, many):
@@ -97,7 +104,9 @@ def most_excited(maps: Tensor) -> Tensor:
     [0, 0, 1]
     """
     if len(maps) < 2:
-        raise ValueError(f"nothing to compare with: maps of {len(maps)} image, 2 or more are needed")
+        raise ValueError(
+            f"nothing to compare with: maps of {len(maps)} image, 2 or more are needed"
+        )
     peak = maps.flatten(2).amax(2) if maps.dim() > 2 else maps
     return ((peak - peak.mean(0)) / (peak.std(0) + 1e-6)).argmax(1)
 
@@ -128,7 +137,12 @@ def crops(images, field: ReceptiveField, units: Strongest) -> tuple[list, np.nda
 
 def clipped(box, size) -> tuple[int, int, int, int]:
     """The part of a box inside an image of `size` (height, width); ValueError if none."""
-    top, left, bottom, right = max(0, box[0]), max(0, box[1]), min(size[0], box[2]), min(size[1], box[3])
+    top, left, bottom, right = (
+        max(0, box[0]),
+        max(0, box[1]),
+        min(size[0], box[2]),
+        min(size[1], box[3]),
+    )
     if top >= bottom or left >= right:
         raise ValueError(f"box {tuple(box)} lies outside an image of {tuple(size)}")
     return top, left, bottom, right
@@ -145,7 +159,9 @@ class Table(NamedTuple):
 
     @classmethod
     def empty(cls, channels: int, k: int, dtype) -> "Table":
-        return cls(torch.full((channels, k), -torch.inf, dtype=dtype), torch.full((3, channels, k), -1))
+        return cls(
+            torch.full((channels, k), -torch.inf, dtype=dtype), torch.full((3, channels, k), -1)
+        )
 
     def ranked(self) -> Strongest:
         return Strongest(*(part.T.contiguous() for part in (self.value, *self.place)))
@@ -159,10 +175,17 @@ class Pass:
         self.waiting = dict.fromkeys(below for below, _ in self.pools.values())
 
     def __call__(self, name: str, maps: Tensor):
-        if maps.dim() not in (2, 4):  # such as the tokens of a transformer, (N, tokens, features)
-            raise ValueError(f"layer {name!r} gives {tuple(maps.shape)}, not (N, C, h, w) or (N, units)")
+        if maps.dim() not in (
+            2,
+            4,
+        ):  # such as the tokens of a transformer, (N, tokens, features)
+            raise ValueError(
+                f"layer {name!r} gives {tuple(maps.shape)}, not (N, C, h, w) or (N, units)"
+            )
         maps = maps.reshape(*maps.shape, *[1] * (4 - maps.dim()))
-        if name in self.pools:  # the maxima of its maps are those of the layer below, at a quarter of the reads
+        if (
+            name in self.pools
+        ):  # the maxima of its maps are those of the layer below, at a quarter of the reads
             below, module = self.pools[name]
             self.enter(below, self.waiting[below], maps, sliding(module))
             self.waiting[below] = None
@@ -178,17 +201,27 @@ class Pass:
         rows = pooled.permute(0, 2, 3, 1).amax(2)  # (N, h, C)
         peaks = rows.amax(1).T.cpu()
         if not peaks.sum(dtype=torch.float64).isfinite():
-            raise ValueError(f"layer {name!r} is not finite on the images {self.first} to {self.first + len(maps) - 1}")
-        value, place = self.tables.setdefault(name, Table.empty(len(peaks), self.k, peaks.dtype))
-        channels = (peaks > value[:, -1:]).any(1).nonzero()[:, 0]  # an equal one comes later and loses
+            raise ValueError(
+                f"layer {name!r} is not finite on the images {self.first} to {self.first + len(maps) - 1}"
+            )
+        value, place = self.tables.setdefault(
+            name, Table.empty(len(peaks), self.k, peaks.dtype)
+        )
+        channels = (
+            (peaks > value[:, -1:]).any(1).nonzero()[:, 0]
+        )  # an equal one comes later and loses
         if not len(channels):
             return
-        both, order = torch.cat([value[channels], peaks[channels]], 1).sort(dim=1, descending=True, stable=True)
+        both, order = torch.cat([value[channels], peaks[channels]], 1).sort(
+            dim=1, descending=True, stable=True
+        )
         order, kept = order[:, : self.k], place[:, channels]
         kept = kept.gather(2, order.clamp(max=self.k - 1).expand_as(kept))
         new = (order >= self.k).nonzero(as_tuple=True)
         image, channel = order[new] - self.k, channels[new[0]]
-        kept[:, *new] = torch.stack([image + self.first, *_position(maps, rows, image, channel, windows[0])])
+        kept[:, *new] = torch.stack(
+            [image + self.first, *_position(maps, rows, image, channel, windows[0])]
+        )
         value[channels], place[:, channels] = both[:, : self.k], kept
 
 
@@ -196,7 +229,9 @@ def _pools(net: nn.Module, image: Tensor, names: set) -> dict:
     """Name of a max pooling -> the layer directly below it and the pooling, of a chain."""
     try:
         steps = Climb(net, image, names, keep=lambda *_: None, beyond=True).steps
-    except ValueError:  # no chain, or images too small for the pooling: all maps are read as they are
+    except (
+        ValueError
+    ):  # no chain, or images too small for the pooling: all maps are read as they are
         return {}
     return {
         above.name: (below.name, above.module)
@@ -207,11 +242,16 @@ def _pools(net: nn.Module, image: Tensor, names: set) -> dict:
 
 def _covers(windows, size, count) -> bool:
     """Do `count` windows leave out none of `size` units, along both axes?"""
-    reach = [s <= k and d == 1 and (n - 1) * s - p + k for (k, s, p, d), n in zip(windows, count, strict=True)]
+    reach = [
+        s <= k and d == 1 and (n - 1) * s - p + k
+        for (k, s, p, d), n in zip(windows, count, strict=True)
+    ]
     return all(far >= side for far, side in zip(reach, size, strict=True))
 
 
-def _position(maps: Tensor, rows: Tensor, image: Tensor, channel: Tensor, window) -> tuple[Tensor, Tensor]:
+def _position(
+    maps: Tensor, rows: Tensor, image: Tensor, channel: Tensor, window
+) -> tuple[Tensor, Tensor]:
     """Row and column of the largest unit, of equals the first, by rows (N, h, C) of maxima."""
     kernel, stride, padding, _ = window
     top = rows[image, :, channel].argmax(1).cpu() * stride - padding
@@ -236,12 +276,19 @@ def _read(file: Path | None) -> tuple[int, dict]:
     try:
         tensors, about = read_tensors(file) if file else ({}, {})
         names = {key.rpartition("/")[0] for key in tensors}
-        tables = {name: Table(*(tensors[f"{name}/{part}"] for part in Table._fields)) for name in names}
+        tables = {
+            name: Table(*(tensors[f"{name}/{part}"] for part in Table._fields))
+            for name in names
+        }
         return (about["done"], tables) if about.get("file") == file.name else (0, {})
     except (ValueError, KeyError, AttributeError):
         return 0, {}
 
 
 def _write(file: Path, done: int, tables: dict):
-    tensors = {f"{name}/{part}": tensor for name, table in tables.items() for part, tensor in table._asdict().items()}
+    tensors = {
+        f"{name}/{part}": tensor
+        for name, table in tables.items()
+        for part, tensor in table._asdict().items()
+    }
     write_tensors(file, tensors, {"done": done, "file": file.name})

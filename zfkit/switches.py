@@ -6,7 +6,9 @@ from torch.nn import functional as F
 OVERLAPS = ("sum", "max")
 
 
-def pool_with_switches(maps: Tensor, kernel, stride=None, padding=0, dilation=1, ceil_mode=False):
+def pool_with_switches(
+    maps: Tensor, kernel, stride=None, padding=0, dilation=1, ceil_mode=False
+):
     """The pooled maps (N, C, h, w) and their switches, int64 of the same shape.
 
     A switch is the flat position of the maximum in the (H, W) plane of `maps`; of equal maxima
@@ -42,7 +44,9 @@ def unpool(pooled: Tensor, switches: Tensor, size: tuple[int, int], overlap="sum
         raise ValueError(f"unknown overlap {overlap!r}; valid: {', '.join(OVERLAPS)}")
     height, width = size
     if switches.numel() and (switches.min() < 0 or switches.max() >= height * width):
-        raise ValueError(f"switches reach {int(switches.max())}, outside a plane of {height}x{width}")
+        raise ValueError(
+            f"switches reach {int(switches.max())}, outside a plane of {height}x{width}"
+        )
     plane = pooled.new_zeros(*pooled.shape[:2], height * width)
     places, values = switches.flatten(2), pooled.flatten(2)
     if overlap == "sum":

@@ -103,7 +103,9 @@ def fit(config, *, device="cpu", folder=None, callback=None, progress=True, data
     """The finished run of `train`, with its snapshots: "epochNN/conv1.weight" -> tensor."""
     check(config)
     limits = dict(train=config.images)
-    data = data or {s: load_images(config.dataset, s, config.size, limits.get(s)) for s in SPLITS}
+    data = data or {
+        s: load_images(config.dataset, s, config.size, limits.get(s)) for s in SPLITS
+    }
     folder, images = Path(folder or run_folder(config, data["train"])), len(data["train"][0])
     total, size = config.epochs * images, config.batch_size
     with torch.random.fork_rng(), interrupts() as stopped:

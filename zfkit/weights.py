@@ -112,7 +112,9 @@ def load_or_train(config, *, device="cpu", progress=True) -> tuple[nn.Module, Ca
     kept = read_sidecar(path).get("identity") if path.with_suffix(".json").exists() else None
     if kept and kept == training.identity(config):
         return load_published(path)
-    folder = training.run_folder(config, load_images(config.dataset, "train", config.size, config.images))
+    folder = training.run_folder(
+        config, load_images(config.dataset, "train", config.size, config.images)
+    )
     if not (folder / training.CHECKPOINT).exists():
         about = f"about {training.seconds_needed(config, device) / 60:.0f} min on {device}"
         print(f"{config.name} is trained here: {about}", file=sys.stderr)

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from .chain import Climb, NotAChain, kind, sliding, unpadded
 from .geometry import needed, touched
 
-HEAD_BATCH = 256  # places at once in the fully connected layers, whose weights are then read once
+HEAD_BATCH = (
+    256  # places at once in the fully connected layers, whose weights are then read once
+)
 ROOM = 2**24  # numbers that the largest map of a batch of places may hold
 
 
@@ -29,7 +31,9 @@ class Layer(NamedTuple):
     """A layer of the chain as a function of windows, with the clean map below it."""
 
     run: Callable[[Tensor], Tensor]
-    axes: list | None = None  # (kernel, stride, padding, dilation) of rows and columns; None: point by point
+    axes: list | None = (
+        None  # (kernel, stride, padding, dilation) of rows and columns; None: point by point
+    )
     units: tuple = ()  # (h, w) of the map above
     width: int = 0  # of the map below with its padding
     rows: Tensor | None = None  # that map, a row (C) for each position
@@ -64,7 +68,11 @@ class Windows:
                 self.integral = F.pad(sums, (1, 0, 1, 0))
         _check_reshapes(head)
         self.whole = Layer(
-            nn.Identity(), [(1, 1, 0, 1)] * 2, self.clean.shape[2:], self.clean.shape[3], _rows(self.clean)
+            nn.Identity(),
+            [(1, 1, 0, 1)] * 2,
+            self.clean.shape[2:],
+            self.clean.shape[3],
+            _rows(self.clean),
         )
         self.head = [step.module for step in head]
         room = ROOM // max((step.below.numel() for step in head), default=1)
@@ -111,14 +119,21 @@ class Windows:
 
     def activity(self, window) -> Tensor:
         """The clean map's sum, with its part under the window exchanged for the window."""
-        (h, w), (y, x), table = window.maps.shape[2:], map(torch.tensor, window.corners), self.integral
+        (h, w), (y, x), table = (
+            window.maps.shape[2:],
+            map(torch.tensor, window.corners),
+            self.integral,
+        )
         old = table[y + h, x + w] - table[y, x + w] - table[y + h, x] + table[y, x]
         new = window.maps[:, self.channel].sum((1, 2), dtype=torch.float64)
         return (table[-1, -1] - old + new).to(self.picture.dtype)
 
     def through_the_head(self, waiting) -> tuple:
         """The logits, and the activity wherever its layer lies."""
-        maps, sums = (None if field[0] is None else torch.cat(field) for field in zip(*waiting, strict=True))
+        maps, sums = (
+            None if field[0] is None else torch.cat(field)
+            for field in zip(*waiting, strict=True)
+        )
         for number, module in enumerate(self.head, len(self.layers) + 1):
             maps = module(maps)
             if number == self.depth:
@@ -141,8 +156,13 @@ def _on_windows(module, run, below, above, dtype) -> Layer:
 def _check_reshapes(steps):
     """A view or reshape stands among the steps as a flatten, and must be one."""
     for step in steps:
-        if step.name.endswith("()") and tuple(step.above) != (step.below[0], step.below[1:].numel()):
-            raise NotAChain(f"{step.name} makes {tuple(step.above)} of {tuple(step.below)}, which is no flatten")
+        if step.name.endswith("()") and tuple(step.above) != (
+            step.below[0],
+            step.below[1:].numel(),
+        ):
+            raise NotAChain(
+                f"{step.name} makes {tuple(step.above)} of {tuple(step.below)}, which is no flatten"
+            )
 
 
 def _climb(layer: Layer, window: Window) -> Window:
@@ -163,13 +183,18 @@ def _reads(firsts, extent, units, axis) -> tuple[list, Tensor]:
     spans = [touched((first, first + extent), units, *axis) for first in firsts]
     count = max(1, *(end - first for first, end in spans))
     starts = [min(first, units - count) for first, _ in spans]
-    return starts, torch.tensor(starts)[:, None] * axis[1] + torch.arange(*needed((0, count), *axis))
+    return starts, torch.tensor(starts)[:, None] * axis[1] + torch.arange(
+        *needed((0, count), *axis)
+    )
 
 
 def _patches(layer: Layer, window: Window, inputs) -> Tensor:
     """The inputs of each window, (B, C, h, w): from the window below, else from the clean map."""
     (y, x), (h, w), batch = inputs, window.maps.shape[2:], torch.arange(len(window.maps))
-    row, col = (i - torch.tensor(first)[:, None] for i, first in zip(inputs, window.corners, strict=True))
+    row, col = (
+        i - torch.tensor(first)[:, None]
+        for i, first in zip(inputs, window.corners, strict=True)
+    )
     inside = ((row >= 0) & (row < h))[:, :, None] & ((col >= 0) & (col < w))[:, None, :]
     changed = len(layer.rows) + (batch[:, None] * h + row)[:, :, None] * w + col[:, None, :]
     (_, _, top, _), (_, _, left, _) = layer.axes

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from . import textures as T
-from .animals import INK, WHITE
+from .animals import WHITE
 from .raster import DECOYS, Brush, F, Layer, blob, circle, curve, ellipse, poly, rrect, stroke
 
 HEX = "e25c4a ee923e f4c44c 9ebe54 52a068 3a9c9e 62aada 4a6eba 8e70be cc6296 f0a4b0 966a48 dabc94 969ca6 ece6da 5c5e6c"
@@ -20,7 +20,9 @@ def tone(r, *avoid, gap=0.3):
     """A jittered palette colour whose RGB distance from those to avoid exceeds gap, if 20 draws find one."""
     for _ in range(20):
         c = tuple(min(1.0, max(0.0, v + r.uniform(-0.05, 0.05))) for v in r.choice(PALETTE))
-        if all(sum((x - y) * (x - y) for x, y in zip(c, a, strict=True)) > gap * gap for a in avoid):
+        if all(
+            sum((x - y) * (x - y) for x, y in zip(c, a, strict=True)) > gap * gap for a in avoid
+        ):
             break
     return c
 
@@ -54,7 +56,9 @@ def night(p, g, r, a, b, y):
 def hills(p, g, r, a, b, y):
     p[:] = col(mix(a, WHITE, 0.55)) * (1 - y * F(0.15))
     for k in range(3):
-        h = [v for i in range(8) for v in (0.2 * i - 0.2, 0.35 + 0.2 * k + r.uniform(-0.1, 0.1))]
+        h = [
+            v for i in range(8) for v in (0.2 * i - 0.2, 0.35 + 0.2 * k + r.uniform(-0.1, 0.1))
+        ]
         p = np.concatenate([curve(*h), poly(1.3, 1.2, -0.3, 1.2)])
         g.fill(p, mix(b, (0.3, 0.62, 0.3), r.uniform(0.1, 0.6)), shade=0.25)
 
@@ -83,7 +87,9 @@ def centred(y):
 
 
 def brick(p, g, r, a, b, y):
-    p[:] = col(a) + (col(mix(b, WHITE, 0.4)) - col(a)) * T.bricks(r)(*centred(y), 2 / p.shape[1])
+    p[:] = col(a) + (col(mix(b, WHITE, 0.4)) - col(a)) * T.bricks(r)(
+        *centred(y), 2 / p.shape[1]
+    )
 
 
 def paper(p, g, r, a, b, y):
@@ -104,13 +110,18 @@ def clutter(p, g, r, a, b, y):
 
 
 STRAY = [name.removeprefix("stray_") for name in DECOYS if name.startswith("stray_")]
-BACKDROPS = {f.__name__: f for f in (sky, night, hills, grass, water, brick, paper, plasma, clutter)}
+BACKDROPS = {
+    f.__name__: f for f in (sky, night, hills, grass, water, brick, paper, plasma, clutter)
+}
 
 
 def stray(g, r, ground, gap):
     """One decoy of random colours and contrast, as salient as an object's parts at most."""
     kind = r.choice(STRAY)
-    e, part = g.at(r.random(), r.random(), r.uniform(0.04, 0.15), r.uniform(0, 360)), f"stray_{kind}"
+    e, part = (
+        g.at(r.random(), r.random(), r.uniform(0.04, 0.15), r.uniform(0, 360)),
+        f"stray_{kind}",
+    )
     contrast = r.uniform(0.35, 1)
     colour, other = (mix(ground, tone(r, ground, gap=gap), contrast) for _ in range(2))
     e.line = r.choice([0, 0, 0.06])
@@ -123,11 +134,15 @@ def stray(g, r, ground, gap):
     elif kind == "oval":
         e.fill(ellipse(0, 0, 1, r.uniform(0.5, 1)), colour, part)
     elif kind == "blob":
-        e.fill(blob(circle(6) * np.array([[r.uniform(0.5, 1)] for _ in range(6)])), colour, part)
+        e.fill(
+            blob(circle(6) * np.array([[r.uniform(0.5, 1)] for _ in range(6)])), colour, part
+        )
     elif kind == "squiggle":
         e.fill(stroke(curve(-1, 0.3, -0.3, -0.3, 0.3, 0.3, 1, -0.3), 0.15), colour, part)
     else:
-        shape = rrect(-1, -0.6, 1, 0.6, 0.1) if kind == "box" else poly(0, -1, 0.9, 0.7, -0.9, 0.7)
+        shape = (
+            rrect(-1, -0.6, 1, 0.6, 0.1) if kind == "box" else poly(0, -1, 0.9, 0.7, -0.9, 0.7)
+        )
         e.fill(shape, colour, part)
 
 
@@ -148,11 +163,20 @@ def foreground(r, size, level):
     layer = Layer(size)
     g = Brush(layer, (size, 0, 0, 0, size, 0), line=0.008)
     for _ in range(r.choice(level["front"])):
-        kind, a, x = r.choice(["post", "ball", "leaf", "tuft", "card"]), tone(r), r.uniform(0.1, 0.9)
+        kind, a, x = (
+            r.choice(["post", "ball", "leaf", "tuft", "card"]),
+            tone(r),
+            r.uniform(0.1, 0.9),
+        )
         part = f"front_{kind}"
         if kind == "post":
             w = r.uniform(0.02, 0.045)
-            g.fill(rrect(x - w, -0.1, x + w, 1.1, 0.01), mix(a, (0.5, 0.36, 0.25), 0.5), part, shade=0.3)
+            g.fill(
+                rrect(x - w, -0.1, x + w, 1.1, 0.01),
+                mix(a, (0.5, 0.36, 0.25), 0.5),
+                part,
+                shade=0.3,
+            )
         elif kind == "tuft":
             blades = []
             for k in range(-4, 5):
@@ -160,9 +184,15 @@ def foreground(r, size, level):
                 blades.append(stroke(poly(x + k * 0.035, 1.05, *tip), 0.022, 0.002))
             g.fill(blades, mix(a, (0.3, 0.6, 0.3), 0.7), part, shade=0, line=0.005)
         else:
-            e = g.at(x, r.uniform(0.15, 0.9), r.uniform(0.08, level["reach"]), r.uniform(0, 360))
-            shape = {"ball": ellipse(0, 0, 0.8), "card": rrect(-0.8, -0.6, 0.8, 0.6, 0.08)}.get(kind)
-            e.fill(blob(poly(-1, 0, 0, -0.45, 1, 0, 0, 0.45)) if kind == "leaf" else shape, a, part)
+            e = g.at(
+                x, r.uniform(0.15, 0.9), r.uniform(0.08, level["reach"]), r.uniform(0, 360)
+            )
+            shape = {"ball": ellipse(0, 0, 0.8), "card": rrect(-0.8, -0.6, 0.8, 0.6, 0.08)}.get(
+                kind
+            )
+            e.fill(
+                blob(poly(-1, 0, 0, -0.45, 1, 0, 0, 0.45)) if kind == "leaf" else shape, a, part
+            )
     return layer
 
 

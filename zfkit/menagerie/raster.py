@@ -16,7 +16,9 @@ PARTS = tuple(
     "hand bell key hull sail mast gore basket petal disc leaf stem crown trunk fruit frame handlebar saddle "
     "rope screen".split()
 )
-DECOYS = tuple(f"stray_{kind}" for kind in "oval blob box triangle squiggle ring rosette".split())
+DECOYS = tuple(
+    f"stray_{kind}" for kind in "oval blob box triangle squiggle ring rosette".split()
+)
 DECOYS += tuple(f"front_{kind}" for kind in "post ball leaf tuft card".split())
 IDS = PARTS + DECOYS  # what part maps hold: an object's parts, then what is no part of it
 
@@ -102,7 +104,9 @@ class Brush:
         self.layer, self.m, self.skip, self.line = layer, m, skip, line
         self.keys = {} if keys is None else keys
         self.unit = math.sqrt(abs(m[0] * m[4] - m[1] * m[3]))  # pixels per unit
-        self.root = root or self  # patterns live in the object's frame, so they stick to the object
+        self.root = (
+            root or self
+        )  # patterns live in the object's frame, so they stick to the object
 
     def at(self, x=0.0, y=0.0, s=1.0, rot=0.0):
         """Child frame at (x, y), scaled by s and turned by rot degrees; outlines keep their width."""
@@ -131,9 +135,14 @@ class Brush:
             y0, x0, m = box
             if tex and tex[0]:
                 weight = tex[0](*self.root.local(y0, x0, m.shape), 0.7 / self.root.unit)
-                colour = colour[:, None, None] + (np.array(tex[1], F) - colour)[:, None, None] * weight
+                colour = (
+                    colour[:, None, None]
+                    + (np.array(tex[1], F) - colour)[:, None, None] * weight
+                )
             if shade:
-                colour = colour.reshape(3, *colour.shape[1:] or (1, 1)) * ball(path.xy, box, shade)
+                colour = colour.reshape(3, *colour.shape[1:] or (1, 1)) * ball(
+                    path.xy, box, shade
+                )
             self.layer.paint((y0, x0, m * F(opacity) if opacity < 1 else m), colour, part)
 
     def local(self, y0, x0, shape):
@@ -148,9 +157,13 @@ class Brush:
 def ball(xy, box, k):
     """Shading of a ball lit from the upper left, over the box of the vertices."""
     square = []
-    for axis, (start, n, light) in enumerate(((box[1], box[2].shape[1], 0.35), (box[0], box[2].shape[0], 0.5))):
+    for axis, (start, n, light) in enumerate(
+        ((box[1], box[2].shape[1], 0.35), (box[0], box[2].shape[0], 0.5))
+    ):
         low, high = xy[axis].min().item(), xy[axis].max().item()
-        u = (np.arange(n, dtype=F) + (start + 0.5 - low)) * (2 / max(high - low, 0.01)) + (light - 1)
+        u = (np.arange(n, dtype=F) + (start + 0.5 - low)) * (2 / max(high - low, 0.01)) + (
+            light - 1
+        )
         square.append(u * u * (k * 0.5))
     return (1 + k * 0.45) - square[0] - square[1][:, None]
 
@@ -172,7 +185,12 @@ def ellipse(x, y, rx, ry=None, rot=0.0):
 
 def rrect(x0, y0, x1, y1, r=0.05):
     """Rectangle with rounded corners of radius r."""
-    q = [(x1 - r, y0 + r, -90.0), (x1 - r, y1 - r, 0.0), (x0 + r, y1 - r, 90.0), (x0 + r, y0 + r, 180.0)]
+    q = [
+        (x1 - r, y0 + r, -90.0),
+        (x1 - r, y1 - r, 0.0),
+        (x0 + r, y1 - r, 90.0),
+        (x0 + r, y0 + r, 180.0),
+    ]
     return np.concatenate([np.array([x, y]) + r * circle(4, a, 90.0) for x, y, a in q])
 
 
@@ -192,14 +210,21 @@ def blob(points, k=6):
     p = np.concatenate([points[-1:], points, points[:2]])
     a, b, c, d = (p[i : i + len(points), None] for i in range(4))
     t = (np.arange(k) / k)[:, None]
-    cubic = 2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t * t + (3 * b - a - 3 * c + d) * t * t * t
+    cubic = (
+        2 * b
+        + (c - a) * t
+        + (2 * a - 5 * b + 4 * c - d) * t * t
+        + (3 * b - a - 3 * c + d) * t * t * t
+    )
     return (cubic * 0.5).reshape(-1, 2)
 
 
 def curve(*xy, k=5):
     """Open Catmull-Rom curve, to be stroked."""
     p = poly(*xy)
-    return np.concatenate([blob(np.concatenate([p, p[-1:], p[:1]]), k)[: (len(p) - 1) * k], p[-1:]])
+    return np.concatenate(
+        [blob(np.concatenate([p, p[-1:], p[:1]]), k)[: (len(p) - 1) * k], p[-1:]]
+    )
 
 
 def stroke(p, w0, w1=None):
@@ -207,5 +232,10 @@ def stroke(p, w0, w1=None):
     w1 = w0 if w1 is None else w1
     e = np.concatenate([p[1:2] - p[:1], p[2:] - p[:-2], p[-1:] - p[-2:-1]])
     e = e / (np.sqrt(e[:, :1] * e[:, :1] + e[:, 1:] * e[:, 1:]) + 1e-9)
-    n = np.stack([-e[:, 1], e[:, 0]], 1) * (w0 + (w1 - w0) * (np.arange(len(p)) / (len(p) - 1)))[:, None]
-    return np.concatenate([p + n, p[-1:] + e[-1:] * (w1 * 0.8), (p - n)[::-1], p[:1] - e[:1] * (w0 * 0.8)])
+    n = (
+        np.stack([-e[:, 1], e[:, 0]], 1)
+        * (w0 + (w1 - w0) * (np.arange(len(p)) / (len(p) - 1)))[:, None]
+    )
+    return np.concatenate(
+        [p + n, p[-1:] + e[-1:] * (w1 * 0.8), (p - n)[::-1], p[:1] - e[:1] * (w0 * 0.8)]
+    )

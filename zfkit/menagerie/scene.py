@@ -13,8 +13,13 @@ from .animals import INK, PINK, WHITE
 from .backdrops import BACKDROPS, backdrop, darken, foreground, mix, tone
 from .raster import PARTS, Brush, F, Layer
 
-NAMES = tuple("dog cat rabbit bear owl fish car pickup bicycle clock house keyboard boat balloon flower tree".split())
-CONTEXT = {"boat": "water", "balloon": "sky"}  # the one stated correlation, with probability 0.85
+NAMES = tuple(
+    "dog cat rabbit bear owl fish car pickup bicycle clock house keyboard boat balloon flower tree".split()
+)
+CONTEXT = {
+    "boat": "water",
+    "balloon": "sky",
+}  # the one stated correlation, with probability 0.85
 LEVELS = {
     "standard": dict(
         scale=(0.50, 0.92), rotation=20, slack=0.06, front=(0, 0, 1, 1, 2), reach=0.15, stray=3, gap=0.15,
@@ -61,7 +66,11 @@ def colours(r):
     second = tone(r, base, gap=0.42)
     accent = tone(r, base, second, gap=0.35)
     c = SimpleNamespace(
-        base=base, second=second, accent=accent, light=mix(base, WHITE, 0.62), dark=mix(base, INK, 0.72)
+        base=base,
+        second=second,
+        accent=accent,
+        light=mix(base, WHITE, 0.62),
+        dark=mix(base, INK, 0.72),
     )
     fixed = dict(
         white=WHITE, pink=PINK, horn=(0.95, 0.68, 0.2), glass=(0.74, 0.88, 0.95), lamp=(1.0, 0.93, 0.62),
@@ -69,16 +78,24 @@ def colours(r):
     )  # fmt: skip
     for name, colour in fixed.items():  # tinted, so that they give no class away
         setattr(c, name, mix(colour, tone(r), 0.08 if name == "white" else 0.35))
-    c.iris = r.choice([(0.30, 0.55, 0.75), (0.35, 0.6, 0.35), (0.6, 0.4, 0.2), (0.85, 0.65, 0.2)])
+    c.iris = r.choice(
+        [(0.30, 0.55, 0.75), (0.35, 0.6, 0.35), (0.6, 0.4, 0.2), (0.85, 0.65, 0.2)]
+    )
     c.nose = r.choice([INK, (0.75, 0.35, 0.38), (0.35, 0.2, 0.2)])
     c.key = r.choice([c.white, mix(base, WHITE, 0.7), mix(base, INK, 0.75)])
-    c.turn, c.tex = r.random(), r.choice([T.plain, T.plain, T.stripes, T.spots, T.fur, T.fur])(r)
+    c.turn, c.tex = (
+        r.random(),
+        r.choice([T.plain, T.plain, T.stripes, T.spots, T.fur, T.fur])(r),
+    )
     c.scales, c.bricks, c.spots, c.leaves = T.scales(r), T.bricks(r), T.spots(r), T.leaves(r)
     return c
 
 
 def draw_pose(r, level):
-    p = dict(scale=r.uniform(*level["scale"]), rotation=r.uniform(-level["rotation"], level["rotation"]))
+    p = dict(
+        scale=r.uniform(*level["scale"]),
+        rotation=r.uniform(-level["rotation"], level["rotation"]),
+    )
     p["flip"] = r.random() < 0.5
     room = max(0.0, 0.5 - 0.5 * p["scale"]) + level["slack"]
     return dict(dx=r.uniform(-room, room), dy=r.uniform(-room, room)) | p
@@ -122,8 +139,17 @@ def photograph(planes, r, level):
     """Light, tint, grey, blur and pixel noise: planes [3, S, S] in 0..1 -> uint8 [S, S, 3]."""
     size, gain = planes.shape[1], r.uniform(*level["gain"])
     amount, angle = r.uniform(*level["gradient"]), r.uniform(0, 2 * math.pi)
-    darken(planes, angle, amount, [gain * r.uniform(1 - level["tint"], 1 + level["tint"]) for _ in range(3)])
-    grey, soft, width = r.random() < level["grey"], r.random() < level["blur"], r.uniform(0.003, 0.009)
+    darken(
+        planes,
+        angle,
+        amount,
+        [gain * r.uniform(1 - level["tint"], 1 + level["tint"]) for _ in range(3)],
+    )
+    grey, soft, width = (
+        r.random() < level["grey"],
+        r.random() < level["blur"],
+        r.uniform(0.003, 0.009),
+    )
     if grey:
         planes[:] = planes[:1] * F(0.3) + planes[1:2] * F(0.6) + planes[2:] * F(0.1)
     if soft:
@@ -131,7 +157,9 @@ def photograph(planes, r, level):
     peak = r.uniform(*level["noise"])
     z = T.noise_bytes(r.getrandbits(63), 6 * size * size).reshape(2, 3, size, size).astype(F)
     planes = planes * F(255) + (z[0] - z[1]) * F(peak / 104)
-    return np.ascontiguousarray(np.minimum(np.maximum(np.rint(planes), 0), 255).astype(np.uint8).transpose(1, 2, 0))
+    return np.ascontiguousarray(
+        np.minimum(np.maximum(np.rint(planes), 0), 255).astype(np.uint8).transpose(1, 2, 0)
+    )
 
 
 def seen(point, visible):
@@ -147,7 +175,11 @@ def one_of(what, value, valid):
 
 def check(index, size, label, pose, level, background_of, skip, show):
     """Raise a ValueError that names the first bad argument; return the label as a number."""
-    for what, value, least in (("index", index, 0), ("size", size, 16), ("background_of", background_of or 0, 0)):
+    for what, value, least in (
+        ("index", index, 0),
+        ("size", size, 16),
+        ("background_of", background_of or 0, 0),
+    ):
         if int(value) != value or value < least:
             raise ValueError(f"{what} {value!r} is not a whole number of at least {least}")
     one_of("level", level, LEVELS)
@@ -162,7 +194,17 @@ def check(index, size, label, pose, level, background_of, skip, show):
     return NAMES.index(label) if isinstance(label, str) else int(label)
 
 
-def render(seed, index, size=128, label=None, pose=None, level="standard", background_of=None, skip=(), show="all"):
+def render(
+    seed,
+    index,
+    size=128,
+    label=None,
+    pose=None,
+    level="standard",
+    background_of=None,
+    skip=(),
+    show="all",
+):
     """Picture `index` of `seed` as a Scene; every other argument changes one thing and leaves all else, to the byte.
 
     size: side in pixels, at least 16; the same scene at any size. label: class name or number (index mod 16).
@@ -180,7 +222,11 @@ def render(seed, index, size=128, label=None, pose=None, level="standard", backg
     layer, keys = Layer(size), {}
     draw = getattr(animals, NAMES[label], None) or getattr(things, NAMES[label])
     brush = Brush(layer, frame(p, size), keys, skip)
-    draw(brush, stream(seed, index, level, "shape"), colours(stream(seed, index, level, "colour")))
+    draw(
+        brush,
+        stream(seed, index, level, "shape"),
+        colours(stream(seed, index, level, "colour")),
+    )
     if show == "all":
         cast_shadow(planes, layer.px[3], size)
         layer.over(planes)
@@ -191,7 +237,9 @@ def render(seed, index, size=128, label=None, pose=None, level="standard", backg
     visible = amodal & ~(front.px[3] > 0.5)
     keypoints = {name: seen(point, visible) for name, point in keys.items()}
     decoys = np.where(front.parts > 0, front.parts, ground.parts * ~(amodal & (show == "all")))
-    return Scene(image, label, layer.parts * visible, decoys, visible, amodal, keypoints, p, kind)
+    return Scene(
+        image, label, layer.parts * visible, decoys, visible, amodal, keypoints, p, kind
+    )
 
 
 def dataset(seed, n, size=64, level="standard", start=0):

@@ -38,7 +38,9 @@ def noise(t, u, v):
     fu, fv = u - j, v - i
     fu, fv = fu * fu * (3 - 2 * fu), fv * fv * (3 - 2 * fv)
     a, b = pick(t, i, j), pick(t, i + 1, j)
-    return (a + (pick(t, i, j + 1) - a) * fu) * (1 - fv) + (b + (pick(t, i + 1, j + 1) - b) * fu) * fv
+    return (a + (pick(t, i, j + 1) - a) * fu) * (1 - fv) + (
+        b + (pick(t, i + 1, j + 1) - b) * fu
+    ) * fv
 
 
 def field(t, size, cells, ratio=1.0):
@@ -47,7 +49,12 @@ def field(t, size, cells, ratio=1.0):
     y = x * F(ratio)
     j, i = np.floor(x), np.floor(y)
     fx, fy, n = x - j, (y - i)[:, None], len(t)
-    fx, fy, j, i = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy), j.astype(int) % n, i.astype(int) % n
+    fx, fy, j, i = (
+        fx * fx * (3 - 2 * fx),
+        fy * fy * (3 - 2 * fy),
+        j.astype(int) % n,
+        i.astype(int) % n,
+    )
     rows = t[i] * (1 - fy) + t[(i + 1) % n] * fy
     return rows[:, j] * (1 - fx) + rows[:, (j + 1) % n] * fx
 

@@ -20,7 +20,13 @@ def wheel(g, x, y, s, c, name, spokes=0):
     g.fill(ellipse(x, y, s), TYRE, "wheel", shade=0.3, line=0)
     if spokes:  # spokes on a pale disc
         g.fill(ellipse(x, y, s * 0.84), c.light, "wheel", shade=0.1, line=0)
-        g.fill(rays(x, y, spokes, s * 0.1, s * 0.86, 0.013, c.turn * 360), STEEL, "wheel", shade=0, line=0)
+        g.fill(
+            rays(x, y, spokes, s * 0.1, s * 0.86, 0.013, c.turn * 360),
+            STEEL,
+            "wheel",
+            shade=0,
+            line=0,
+        )
         g.fill(ellipse(x, y, s * 0.14), STEEL, "wheel", shade=0, line=0)
     else:
         g.fill(ellipse(x, y, s * 0.6), c.metal, "wheel", shade=0.3, line=0)
@@ -62,23 +68,49 @@ def pickup(g, r, c):
 
 def bicycle(g, r, c):
     s, up = r.uniform(0.38, 0.43), r.uniform(-0.62, -0.5)
-    front, rear, seat, head, crank = (-0.55, 0.42), (0.55, 0.42), (0.22, -0.3), (-0.36, -0.32), (0.08, 0.42)
+    front, rear, seat, head, crank = (
+        (-0.55, 0.42),
+        (0.55, 0.42),
+        (0.22, -0.3),
+        (-0.36, -0.32),
+        (0.08, 0.42),
+    )
     wheel(g, *rear, s, c, "rear_wheel", 10)
     wheel(g, *front, s, c, "front_wheel", 10)
-    for p, q in ((head, front), (head, seat), (head, crank), (seat, crank), (crank, rear), (seat, rear)):
+    for p, q in (
+        (head, front),
+        (head, seat),
+        (head, crank),
+        (seat, crank),
+        (crank, rear),
+        (seat, rear),
+    ):
         g.fill(stroke(poly(*p, *q), 0.042), c.base, "frame", shade=0.1, line=0.014)
     bar = curve(*head, -0.32, up, -0.5, up - 0.03, -0.62, up + 0.1)
     g.fill(stroke(bar, 0.045), c.dark, "handlebar", shade=0, line=0)
     g.fill(stroke(poly(*seat, 0.26, -0.44), 0.03), c.dark, "frame", shade=0, line=0)
-    g.fill(blob(poly(0.04, -0.5, 0.4, -0.54, 0.46, -0.43, 0.2, -0.4)), c.second, "saddle", line=0.02)
+    g.fill(
+        blob(poly(0.04, -0.5, 0.4, -0.54, 0.46, -0.43, 0.2, -0.4)),
+        c.second,
+        "saddle",
+        line=0.02,
+    )
     g.fill(ellipse(*crank, 0.1), c.metal, "frame", line=0.014)
     g.key("saddle", 0.26, -0.46)
     g.key("handlebar", -0.45, up)
 
 
 def clock(g, r, c):
-    n, hands = r.choice([4, 12, 12]), [(r.uniform(0, 360), 0.28, 0.05), (r.uniform(0, 360), 0.43, 0.036)]
-    g.fill([stroke(poly(s * 0.4, 0.6, s * 0.56, 0.92), 0.08, 0.06) for s in (-1, 1)], c.dark, "limb", line=0)
+    n, hands = (
+        r.choice([4, 12, 12]),
+        [(r.uniform(0, 360), 0.28, 0.05), (r.uniform(0, 360), 0.43, 0.036)],
+    )
+    g.fill(
+        [stroke(poly(s * 0.4, 0.6, s * 0.56, 0.92), 0.08, 0.06) for s in (-1, 1)],
+        c.dark,
+        "limb",
+        line=0,
+    )
     for s, name in ((-1, "left_bell"), (1, "right_bell")):
         g.at(s * 0.42, -0.66, rot=s * 33).fill(ellipse(0, 0, 0.27, 0.2), c.second, "bell")
         g.key(name, s * 0.45, -0.72)
@@ -97,7 +129,9 @@ def clock(g, r, c):
 def house(g, r, c):
     w, top, peak = r.uniform(0.62, 0.74), r.uniform(-0.2, -0.08), r.uniform(-0.9, -0.72)
     x, d, s = r.choice([-0.4, 0.4]), r.choice([-0.28, 0.28]), r.uniform(0.15, 0.18)
-    g.fill(rrect(x - 0.1, peak + 0.05, x + 0.1, top, 0.02), c.second, "wall", (c.bricks, c.dark))
+    g.fill(
+        rrect(x - 0.1, peak + 0.05, x + 0.1, top, 0.02), c.second, "wall", (c.bricks, c.dark)
+    )
     g.fill(rrect(-w, top - 0.05, w, 0.85, 0.02), c.base, "wall", (c.bricks, c.light))
     p = poly(-w - 0.17, top, -w * 0.15, peak, w * 0.15, peak, w + 0.17, top)
     g.fill(p, c.second, "roof", (c.scales, c.dark))
@@ -139,8 +173,12 @@ def boat(g, r, c):
     g.fill(blob(p, 5), c.second, "sail")
     p = poly(-0.92, 0.42, 0, 0.45, 0.94, 0.4, 0.66, 0.8, 0.3, 0.86, -0.3, 0.86, -0.62, 0.8)
     g.fill(blob(p, 4), c.base, "hull")
-    g.fill(poly(-0.84, 0.54, 0.86, 0.54, 0.81, 0.62, -0.78, 0.62), c.white, "hull", shade=0, line=0)
-    g.fill(poly(lean, up, lean + 0.28, up + 0.08, lean, up + 0.16), c.accent, "sail", line=0.015)
+    g.fill(
+        poly(-0.84, 0.54, 0.86, 0.54, 0.81, 0.62, -0.78, 0.62), c.white, "hull", shade=0, line=0
+    )
+    g.fill(
+        poly(lean, up, lean + 0.28, up + 0.08, lean, up + 0.16), c.accent, "sail", line=0.015
+    )
     g.key("sail", 0.25, 0.1)
     g.key("hull", 0, 0.65)
 
@@ -153,7 +191,9 @@ def balloon(g, r, c):
     for i, k in enumerate((1.0, 0.72, 0.42, 0.14) if n == 3 else (1.0, 0.6, 0.22)):
         v = k * w
         gore = both(0, -0.96, v * 0.72, -0.8, v, -0.36, v * 0.78, 0.08, k * 0.24, 0.42, 0, 0.44)
-        g.fill(blob(gore), c.second if i % 2 else c.base, "gore", shade=0.25, line=0 if i else None)
+        g.fill(
+            blob(gore), c.second if i % 2 else c.base, "gore", shade=0.25, line=0 if i else None
+        )
     g.key("envelope", 0, -0.3)
     g.key("basket", 0, 0.8)
 
@@ -163,7 +203,9 @@ def flower(g, r, c):
     bend = r.uniform(-0.15, 0.15)
     g.fill(stroke(curve(0, -0.2, bend, 0.4, 0, 0.98), 0.05), c.green, "stem", line=0.02)
     for s, y in ((-1, 0.72), (1, 0.58)):
-        p = poly(bend * 0.6, y + 0.08, s * 0.2, y - 0.16, s * 0.55, y - 0.22, s * 0.34, y + 0.06)
+        p = poly(
+            bend * 0.6, y + 0.08, s * 0.2, y - 0.16, s * 0.55, y - 0.22, s * 0.34, y + 0.06
+        )
         g.fill(blob(p), c.green, "leaf", line=0.02)
     p = 1.75 / n
     petal = blob(both(p * 0.5, 0.36 + tip, p, 0.42, 0.05, 0.1), 4)
@@ -185,6 +227,11 @@ def tree(g, r, c):
     g.fill(blob(poly(*crown), 4), c.base, "crown", (c.leaves, c.light), shade=0.3)
     for _ in range(fruits):
         a, d = r.uniform(0, 6.283), r.uniform(0.1, 0.5)
-        g.fill(ellipse(d * math.cos(a), -0.3 + d * math.sin(a), 0.075), c.second, "fruit", line=0.018)
+        g.fill(
+            ellipse(d * math.cos(a), -0.3 + d * math.sin(a), 0.075),
+            c.second,
+            "fruit",
+            line=0.018,
+        )
     g.key("crown", 0, -0.3)
     g.key("trunk", 0, 0.6)
