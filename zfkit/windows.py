@@ -67,7 +67,7 @@ class Windows:
             nn.Identity(), [(1, 1, 0, 1)] * 2, self.clean.shape[2:], self.clean.shape[3], _rows(self.clean)
         )
         self.head = [step.module for step in head]
-        self.batch = max(1, min(HEAD_BATCH, ROOM // max(step.below.numel() for step in head)))
+        self.batch = max(1, min(HEAD_BATCH, ROOM // max((step.below.numel() for step in head), default=1)))
 
     def _layer(self, module, below, above):
         """Takes on a layer of the clean pass; the first without windows begins the head."""
