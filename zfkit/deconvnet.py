@@ -64,10 +64,11 @@ def project(
     Source: ZF 2013, sec. 2.1.
 
     >>> import torch, zfkit
-    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, (1, 2), bias=False), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(1, 1, (1, 2), bias=False), nn.ReLU(), nn.MaxPool2d(2))
     >>> net[0].weight.data = torch.tensor([[[[1.0, -2.0]]]])
     >>> image = torch.tensor([[[[0.0, 3.0, 0.0], [0.0, 5.0, 1.0]]]])
-    >>> zfkit.project(net, image, "2", channel=0)  # the maximum, 3, is switched to row 0, column 1
+    >>> zfkit.project(net, image, "2", channel=0)  # the maximum, 3, goes to row 0, column 1
     tensor([[[[ 0.,  3., -6.],
               [ 0.,  0.,  0.]]]])
     """

@@ -21,7 +21,7 @@ SAVE_S = 20  # of work between two checkpoints
 
 
 class Strongest(NamedTuple):
-    """A layer's strongest units by channel, one per image; each field (k, C), strongest first."""
+    """A layer's strongest units by channel, one per image; fields (k, C), strongest first."""
 
     value: Tensor  # activation
     image: Tensor  # index into the data set
@@ -53,7 +53,7 @@ def strongest(
     layers that give tokens, (N, tokens, features).
 
     >>> import torch, zfkit
-    >>> maps = torch.tensor([[[[1.0, 5.0]]], [[[7.0, 0.0]]], [[[2.0, 2.0]]]])  # three images of one channel
+    >>> maps = torch.tensor([[[[1.0, 5.0]]], [[[7.0, 0.0]]], [[[2.0, 2.0]]]])  # three images
     >>> best = zfkit.strongest(torch.nn.Sequential(torch.nn.Identity()), maps, ["0"], k=2)["0"]
     >>> best.value[:, 0].tolist(), best.image[:, 0].tolist(), best.col[:, 0].tolist()
     ([7.0, 5.0], [1, 0], [0, 1])
@@ -119,7 +119,7 @@ def crops(images, field: ReceptiveField, units: Strongest) -> tuple[list, np.nda
     clipped at the image's border: where the field exceeds the image, the whole image comes
     back. Raises ValueError for an image or unit that is not there.
 
-    >>> units = Strongest(*(torch.tensor([value]) for value in (1.0, 0, 0, 4)))  # value, image, row, column
+    >>> units = Strongest(*(torch.tensor([value]) for value in (1.0, 0, 0, 4)))
     >>> patches, boxes = crops(np.zeros((1, 20, 20, 3)), ReceptiveField(7, 2, 2), units)
     >>> boxes.tolist(), patches[0].shape
     ([[0, 7, 6, 14]], (6, 7, 3))
@@ -202,7 +202,8 @@ class Pass:
         peaks = rows.amax(1).T.cpu()
         if not peaks.sum(dtype=torch.float64).isfinite():
             raise ValueError(
-                f"layer {name!r} is not finite on the images {self.first} to {self.first + len(maps) - 1}"
+                f"layer {name!r} is not finite on the images {self.first} to"
+                f" {self.first + len(maps) - 1}"
             )
         value, place = self.tables.setdefault(
             name, Table.empty(len(peaks), self.k, peaks.dtype)
@@ -263,7 +264,8 @@ def _position(
 def _checked(batch, normalize) -> Tensor:
     batch = normalize(batch) if normalize else batch
     if not isinstance(batch, Tensor) or not batch.is_floating_point() or batch.dim() != 4:
-        kind = f"{getattr(batch, 'dtype', type(batch).__name__)} {tuple(getattr(batch, 'shape', ()))}"
+        kind = getattr(batch, "dtype", type(batch).__name__)
+        kind = f"{kind} {tuple(getattr(batch, 'shape', ()))}"
         raise ValueError(f"normalized must be a float tensor (N, 3, H, W), not {kind}")
     return batch
 
