@@ -26,18 +26,9 @@ CHOICES = {
 
 
 def project(
-    net: nn.Module,
-    normalized: Tensor,
-    layer: str,
-    channel,
-    position=None,
-    *,
-    overlap="sum",
-    lrn="skip",
-    route="auto",
-    start=None,
-    rule="deconvnet",
-) -> Tensor:
+    net: nn.Module, normalized: Tensor, layer: str, channel, position=None, *, overlap="sum",
+    lrn="skip", route="auto", start=None, rule="deconvnet",
+) -> Tensor:  # fmt: skip
     """The pictures (N, 3, H, W), signed, that one unit of `layer` in each image projects to.
 
     normalized: float (N, 3, H, W).    layer: a stage of our networks or any module's qualified
@@ -84,12 +75,9 @@ def project(
     walk = walk if rule == "deconvnet" else partial(gradient_route, rule=rule)
     with torch.inference_mode(False), evaluating(net):
         for some in (slice(first, first + CHUNK) for first in range(0, count, CHUNK)):
-            seed = partial(
-                _seed, layer, *(wish if wish is None else wish[some] for wish in unit)
-            )
-            pictures.append(
-                walk(net, normalized[some].detach().clone(), name, seed, overlap, lrn)
-            )
+            wishes = (wish if wish is None else wish[some] for wish in unit)
+            images, seed = normalized[some].detach().clone(), partial(_seed, layer, *wishes)
+            pictures.append(walk(net, images, name, seed, overlap, lrn))
     return torch.cat(pictures)
 
 

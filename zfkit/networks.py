@@ -191,10 +191,8 @@ def _chain(builder: str, a: dict, norm_after_pool: bool) -> Chain:
 
 def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
     """Append layer n; returns the side of the map that it hands on."""
-    blurred, (size, stride, padding) = (
-        n in a["blurred"],
-        (a[name][n - 1] for name in ("filters", "strides", "padding")),
-    )
+    blurred = n in a["blurred"]
+    size, stride, padding = (a[name][n - 1] for name in ("filters", "strides", "padding"))
     halved = blurred and stride % 2 == 0
     geometry = size, stride // 2 if halved else stride, padding
     groups = a.get("groups", 1) if n in (2, 4, 5) else 1  # layer 3 saw both halves
@@ -203,20 +201,13 @@ def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
     if a["norm"] == "batch":
         modules[f"bn{n}"] = nn.BatchNorm2d(a["channels"][n - 1])
     modules[f"relu{n}"] = nn.ReLU()
-    if halved:
-        side = _add_blur(modules, f"relu{n}", side)
+    side = _add_blur(modules, f"relu{n}", side) if halved else side
     stages[f"conv{n}"] = next(reversed(modules))
     pool, norm = n in a["pools"], a["norm"] == "lrn" and n in (1, 2)
     if norm and not norm_after_pool:
         modules[f"norm{n}"] = _contrast_normalization(a)
     if pool:
-        stride, padding = (1, 1) if blurred else (2, 0)
-        modules[f"pool{n}"] = nn.MaxPool2d(
-            3, stride, padding, ceil_mode=True
-        )  # 110 -> 55 as in the paper's figure
-        side = out_size(side, 3, stride, padding, ceil=True)
-        if blurred:
-            side = _add_blur(modules, f"pool{n}", side)
+        side = _add_pool(modules, f"pool{n}", side, blurred)
     if norm and norm_after_pool:
         modules[f"norm{n}"] = _contrast_normalization(a)
     if pool:
@@ -226,12 +217,18 @@ def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
     return side
 
 
+def _add_pool(modules, name, side, blurred: bool) -> int:
+    """Append 3x3 max pooling at stride 2, 110 -> 55 as in the paper's figure; the new side."""
+    stride, padding = (1, 1) if blurred else (2, 0)
+    modules[name] = nn.MaxPool2d(3, stride, padding, ceil_mode=True)
+    side = out_size(side, 3, stride, padding, ceil=True)
+    return _add_blur(modules, name, side) if blurred else side
+
+
 def _add_blur(modules, name, side) -> int:
     """Append the triangle 1-2-1 (twice a mean of two) and sample by two; the new side."""
-    modules[f"{name}_blur"], modules[f"{name}_sample"] = (
-        nn.AvgPool2d(2, 1),
-        nn.AvgPool2d(2, 2, ceil_mode=True),
-    )
+    modules[f"{name}_blur"] = nn.AvgPool2d(2, 1)
+    modules[f"{name}_sample"] = nn.AvgPool2d(2, 2, ceil_mode=True)
     return out_size(out_size(side, 2, 1), 2, 2, ceil=True)
 
 

@@ -201,16 +201,13 @@ class Pass:
         rows = pooled.permute(0, 2, 3, 1).amax(2)  # (N, h, C)
         peaks = rows.amax(1).T.cpu()
         if not peaks.sum(dtype=torch.float64).isfinite():
+            last = self.first + len(maps) - 1
             raise ValueError(
-                f"layer {name!r} is not finite on the images {self.first} to"
-                f" {self.first + len(maps) - 1}"
+                f"layer {name!r} is not finite on the images {self.first} to {last}"
             )
-        value, place = self.tables.setdefault(
-            name, Table.empty(len(peaks), self.k, peaks.dtype)
-        )
-        channels = (
-            (peaks > value[:, -1:]).any(1).nonzero()[:, 0]
-        )  # an equal one comes later and loses
+        empty = Table.empty(len(peaks), self.k, peaks.dtype)
+        value, place = self.tables.setdefault(name, empty)
+        channels = (peaks > value[:, -1:]).any(1).nonzero()[:, 0]  # an equal one loses
         if not len(channels):
             return
         both, order = torch.cat([value[channels], peaks[channels]], 1).sort(
@@ -220,9 +217,8 @@ class Pass:
         kept = kept.gather(2, order.clamp(max=self.k - 1).expand_as(kept))
         new = (order >= self.k).nonzero(as_tuple=True)
         image, channel = order[new] - self.k, channels[new[0]]
-        kept[:, *new] = torch.stack(
-            [image + self.first, *_position(maps, rows, image, channel, windows[0])]
-        )
+        places = _position(maps, rows, image, channel, windows[0])
+        kept[:, *new] = torch.stack([image + self.first, *places])
         value[channels], place[:, channels] = both[:, : self.k], kept
 
 
@@ -230,9 +226,7 @@ def _pools(net: nn.Module, image: Tensor, names: set) -> dict:
     """Name of a max pooling -> the layer directly below it and the pooling, of a chain."""
     try:
         steps = Climb(net, image, names, keep=lambda *_: None, beyond=True).steps
-    except (
-        ValueError
-    ):  # no chain, or images too small for the pooling: all maps are read as they are
+    except ValueError:  # no chain, or images too small to pool: all maps are read as they are
         return {}
     return {
         above.name: (below.name, above.module)
