@@ -314,24 +314,3 @@ def test_refusals():
         with pytest.raises(ValueError, match=message) as error:
             projections(net, images, layer, *arguments, **options)
         assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("way", ["crops", "kept"])
-@pytest.mark.parametrize("which", ["VGG", "whole numbers, odd"])
-def test_equal_maxima_go_to_the_first_place_both_ways(which, way):
-    """Flat images and weights of whole numbers: no arithmetic rounds, so every tie is one on every processor."""
-    net = nn.Sequential(*(m for m in (vgg() if which == "VGG" else odd()) if not isinstance(m, NORMS))).double().eval()
-    generator = torch.Generator().manual_seed(2)
-    for weight in (part for layer in net if isinstance(layer, nn.Conv2d) for part in (layer.weight, layer.bias)):
-        weight.data = torch.randint(-1, 3, weight.shape, generator=generator).double()
-    images = torch.ones(2, 3, 67, 59, dtype=torch.float64)
-    images[1, :, 20:, 30:] = 3
-    layer = [name for name, module in net.named_children() if isinstance(module, nn.ReLU)][-1]
-    units, channel = units_everywhere(feature_maps(net, images, [layer])[layer])
-    units = units._replace(value=torch.arange(1.0, 21, dtype=torch.float64))
-    pictures, boxes = projections(net, images, layer, units, channel, way=way)
-    position = torch.stack([units.row, units.col], 1)
-    whole = project(net, images[units.image], layer, channel, position, start=units.value, route="mirror")
-    for n, picture in enumerate(pictures):
-        assert torch.equal(pasted(picture, boxes[n], (67, 59)), whole[n])
-    assert sum(bool(picture.any()) for picture in pictures) > 10

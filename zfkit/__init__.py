@@ -1,4 +1,7 @@
-"""zfkit: the helper module of the Zeiler & Fergus notebooks. The names below are kept; the rest may move."""
+"""zfkit: the helper module of the Zeiler & Fergus notebooks.
+
+The names below are kept; the rest may move.
+"""
 
 from importlib import import_module
 

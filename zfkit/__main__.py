@@ -141,7 +141,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def train_command(words: list[str]) -> int:
-    """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on with it; exit status 0."""
+    """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on; exit status 0."""
     from zfkit import recipes, training, weights  # torch is imported for this command alone
 
     parser = argparse.ArgumentParser(

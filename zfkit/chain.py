@@ -102,7 +102,7 @@ KINDS = {
 
 
 def kind(module: nn.Module) -> Kind:
-    """What the table says of a layer; of a user's class only if it keeps a known forward pass."""
+    """What the table says of a layer; of a user's class only with a known forward pass."""
     found = Kind()
     for ancestor in type(module).__mro__:
         found = KINDS.get(ancestor, found)
@@ -121,7 +121,7 @@ def kind(module: nn.Module) -> Kind:
 
 
 def sliding(module: nn.Module) -> list[tuple[int, int, int, int]] | None:
-    """(kernel, stride, padding in front, dilation) by rows and columns; None without windows."""
+    """(kernel, stride, padding in front, dilation) by rows, columns; None without windows."""
     if kind(module).field != "window":
         return None
     each = module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1)

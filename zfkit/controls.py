@@ -1,6 +1,7 @@
 """What a picture must be compared with before it proves anything.
 
-Networks that learnt nothing, an edge map that knows no network, and random directions of a layer.
+Networks that learnt nothing, an edge map that knows no network, and random directions of a
+layer.
 """
 
 import copy
@@ -44,7 +45,7 @@ def filtering(net: nn.Module, normalized: Tensor, layer: str) -> list[str]:
 
 
 def randomized(net: nn.Module, names, normalized: Tensor, seed=0) -> nn.Module:
-    """A copy of the network, the named modules with random weights of like spread, in eval mode.
+    """A copy of the network in eval mode, the named modules with random weights of like spread.
 
     Batch normalisations then take their statistics anew from the images (N, 3, H, W), or most
     units would be dead.
@@ -53,7 +54,8 @@ def randomized(net: nn.Module, names, normalized: Tensor, seed=0) -> nn.Module:
     >>> import zfkit
     >>> net, images = zfkit.zfnet(10, size=80, fc=(16, 16)), torch.zeros(2, 3, 80, 80)
     >>> other = randomized(net, filtering(net, images, "conv2"), images)
-    >>> [torch.equal(other.get_submodule(n).weight, net.get_submodule(n).weight) for n in ("conv2", "conv3")]
+    >>> modules = [n.get_submodule(m) for m in ("conv2", "conv3") for n in (net, other)]
+    >>> [torch.equal(a.weight, b.weight) for a, b in (modules[:2], modules[2:])]
     [False, True]
     """
     other, generator = copy.deepcopy(net), torch.Generator().manual_seed(seed)
@@ -77,12 +79,12 @@ def randomized(net: nn.Module, names, normalized: Tensor, seed=0) -> nn.Module:
 class Directions(nn.Module):
     """A network with more units: weighted sums of a layer's maps, as 1x1 filters would give.
 
-    net: any network; it is shared, not copied.    vectors: {layer: (directions, channels)}, float:
-    a weight for each channel of the layer.    Its layers are those of `net` and, for each of the
-    vectors, "LAYER directions", maps (N, directions, h, w), which `strongest`, `project` and
-    `projections` take as any other. With the directions of one layer it is a chain where `net` is
-    one.    ValueError for an unknown layer.    Source: Szegedy et al. 2013, sec. 3: random
-    directions of a layer as control for its single channels.
+    net: any network; it is shared, not copied.    vectors: {layer: (directions, channels)},
+    float: a weight for each channel of the layer.    Its layers are those of `net` and, for
+    each of the vectors, "LAYER directions", maps (N, directions, h, w), which `strongest`,
+    `project` and `projections` take as any other. With the directions of one layer it is a
+    chain where `net` is one.    ValueError for an unknown layer.    Source: Szegedy et al.
+    2013, sec. 3: random directions of a layer as control for its single channels.
 
     >>> other = Directions(net, {"conv4": torch.randn(64, 128)})
     >>> picture = zfkit.project(other, normalized, "conv4 directions", 5)

@@ -26,18 +26,9 @@ CHOICES = {
 
 
 def project(
-    net: nn.Module,
-    normalized: Tensor,
-    layer: str,
-    channel,
-    position=None,
-    *,
-    overlap="sum",
-    lrn="skip",
-    route="auto",
-    start=None,
-    rule="deconvnet",
-) -> Tensor:
+    net: nn.Module, normalized: Tensor, layer: str, channel, position=None, *, overlap="sum",
+    lrn="skip", route="auto", start=None, rule="deconvnet",
+) -> Tensor:  # fmt: skip
     """The pictures (N, 3, H, W), signed, that one unit of `layer` in each image projects to.
 
     normalized: float (N, 3, H, W).    layer: a stage of our networks or any module's qualified
@@ -64,10 +55,11 @@ def project(
     Source: ZF 2013, sec. 2.1.
 
     >>> import torch, zfkit
-    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, (1, 2), bias=False), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(1, 1, (1, 2), bias=False), nn.ReLU(), nn.MaxPool2d(2))
     >>> net[0].weight.data = torch.tensor([[[[1.0, -2.0]]]])
     >>> image = torch.tensor([[[[0.0, 3.0, 0.0], [0.0, 5.0, 1.0]]]])
-    >>> zfkit.project(net, image, "2", channel=0)  # the maximum, 3, is switched to row 0, column 1
+    >>> zfkit.project(net, image, "2", channel=0)  # the maximum, 3, goes to row 0, column 1
     tensor([[[[ 0.,  3., -6.],
               [ 0.,  0.,  0.]]]])
     """
@@ -83,12 +75,9 @@ def project(
     walk = walk if rule == "deconvnet" else partial(gradient_route, rule=rule)
     with torch.inference_mode(False), evaluating(net):
         for some in (slice(first, first + CHUNK) for first in range(0, count, CHUNK)):
-            seed = partial(
-                _seed, layer, *(wish if wish is None else wish[some] for wish in unit)
-            )
-            pictures.append(
-                walk(net, normalized[some].detach().clone(), name, seed, overlap, lrn)
-            )
+            wishes = (wish if wish is None else wish[some] for wish in unit)
+            images, seed = normalized[some].detach().clone(), partial(_seed, layer, *wishes)
+            pictures.append(walk(net, images, name, seed, overlap, lrn))
     return torch.cat(pictures)
 
 

@@ -72,7 +72,7 @@ class Chain:
         return weight.detach().contiguous(memory_format=torch.channels_last)
 
     def windows(self, row: Tensor, col: Tensor) -> list:
-        """For each map from the pixels up the windows [first, end) of the units, by rows, columns."""
+        """For each map, pixels first, the units' windows [first, end) by rows and columns."""
         found = [[(row, row + 1), (col, col + 1)]]
         for layer in reversed(self.layers):
             steps = sliding(layer.module)
@@ -146,7 +146,7 @@ class Chain:
         return switches
 
     def keep(self, normalized: Tensor) -> dict[int, Tensor]:
-        """The switches of whole images: uint8 (N, h, w, C), places inside the pools' windows."""
+        """The switches of whole images: uint8 (N, h, w, C), places in the pools' windows."""
         maps, kept = normalized.clone(), {}
         for j, layer in enumerate(self.climb):
             if kind(layer.module).down == "unpool":
@@ -278,7 +278,7 @@ def _numbers(window) -> list[Tensor]:
 
 
 def _cut(planes: Tensor, image: Tensor, window) -> Tensor:
-    """The windows of planes (N, H, W, C) as maps (units, C, h, w); beyond the border what it holds."""
+    """Windows of planes (N, H, W, C) as maps (units, C, h, w), the border's value outside."""
     size = planes.shape
     rows, columns = (
         number.clamp(0, side - 1) for number, side in zip(_numbers(window), size[1:3])

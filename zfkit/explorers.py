@@ -1,4 +1,7 @@
-"""Sliders: views on drawing functions. A `Picture` stands still, a `Live` box is the same function moved by hand."""
+"""Sliders: views on drawing functions.
+
+A `Picture` stands still, a `Live` box is the same function moved by hand.
+"""
 
 import asyncio
 import base64
@@ -33,7 +36,7 @@ def encode(picture: np.ndarray, format: str = "JPEG") -> bytes:
 
 
 class Picture:
-    """A still picture that a notebook shows: JPEG for the eye, its description as text for those who do not see it."""
+    """A still picture that a notebook shows: a JPEG, and its description as text."""
 
     def __init__(self, picture: np.ndarray, alt: str):
         self.picture, self.alt = picture, alt
@@ -47,7 +50,8 @@ class Picture:
 class Live(W.VBox):
     """A slider box that carries a still picture for readers without a kernel.
 
-    Attributes: render(**values) -> uint8 picture; describe(**values) -> its alt text; controls: name -> widget;
+    Attributes: render(**values) -> uint8 picture; describe(**values) -> its alt text; controls:
+    name -> widget;
     task: the refinement of the present picture, if there is one.
     """
 
@@ -69,10 +73,14 @@ class Live(W.VBox):
 
 
 def result_card(figure: str, **facts) -> Markdown:
-    """The card at the head of a chapter: what is reproduced, on what, with which versions. `facts`: name -> text."""
+    """The card at a chapter's head: what is reproduced, on what, by which versions.
+
+    facts: name -> text.
+    """
     import torch
 
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {version('torchvision')}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    versions += f", torchvision {version('torchvision')}"
     rows = {
         "reproduces": figure,
         **facts,
@@ -86,12 +94,12 @@ def result_card(figure: str, **facts) -> Markdown:
 def img(picture: np.ndarray, alt: str, width: int) -> str:
     """An HTML image with its bytes inside, so that a page never shows half of it."""
     data = base64.b64encode(encode(picture)).decode()
-    style = "max-width:100%;height:auto"
-    return f'<img alt="{html.escape(alt)}" width="{width}" style="{style}" src="data:image/jpeg;base64,{data}">'
+    shown = f'width="{width}" style="max-width:100%;height:auto"'
+    return f'<img alt="{html.escape(alt)}" {shown} src="data:image/jpeg;base64,{data}">'
 
 
 def _row(name: str, control):
-    """A control with its name: sliders get a number field beside them, which screen readers can name."""
+    """A control with its name; a slider gets a number field, which screen readers can name."""
     if not isinstance(control, W.IntSlider):
         control.description = control.description or name
         return control
@@ -118,11 +126,15 @@ def live(
 ) -> Live:
     """The slider box of a drawing function; evaluated last in a cell, it shows itself.
 
-    render(**values) -> uint8 (H, W, 3); alt(**values) -> str, the description that follows the sliders.
-    width: shown pixels, default the picture's own. name: its key in `BOXES`, default the function's name.
-    limits(**values) -> {control: largest value}: for sliders whose range hangs on another control, as channel on layer.
-    refine(**values) -> iterator of the work that is left for a finer picture, some 30 ms in each step. It runs while
-    the sliders rest; after its end `render` is called once more. A move stops it, between two steps.
+    render(**values) -> uint8 (H, W, 3); alt(**values) -> str, the description that follows the
+    sliders.
+    width: shown pixels, default the picture's own. name: its key in `BOXES`, default the
+    function's name.
+    limits(**values) -> {control: largest value}: for sliders whose range hangs on another
+    control, as channel on layer.
+    refine(**values) -> iterator of the work that is left for a finer picture, some 30 ms in
+    each step. It runs while the sliders rest; after its end `render` is called once more. A
+    move stops it, between two steps.
     controls: name -> ipywidgets control; an IntSlider is paired with a number field.
     Errors of `render` are shown in the box in one line and raised.
     """

@@ -17,7 +17,7 @@ class ReceptiveField(NamedTuple):
     start: float | tuple  # pixel at the centre of unit (0, 0); .5 where the size is even
 
     def box(self, row: int, col: int) -> tuple[int, int, int, int]:
-        """Pixels (top, left, bottom, right) that unit (row, col) reads; half-open, not clipped."""
+        """Pixels (top, left, bottom, right) read by unit (row, col): half-open, unclipped."""
         sides = [value if isinstance(value, tuple) else (value, value) for value in self]
         near = [
             int(start - (size - 1) / 2 + jump * unit)
@@ -143,7 +143,7 @@ def _what(node: fx.Node, modules: dict) -> tuple[str, nn.Module | None, str | No
 
 
 def _side(node: fx.Node, modules: dict, count: int) -> int:
-    """Side of the square maps before the Flatten behind which a Linear reads `count` numbers."""
+    """Side of the square maps before a Flatten whose `count` numbers a Linear reads."""
     title, module, field = _what(node, modules)
     while not hasattr(module, "out_channels") and field != "image" and node.all_input_nodes:
         node = node.all_input_nodes[0]
@@ -152,6 +152,7 @@ def _side(node: fx.Node, modules: dict, count: int) -> int:
         return 1
     side = isqrt(count // (channels := getattr(module, "out_channels", count)))
     if count != channels * side * side:
-        maps = f"the {count} numbers behind the flatten are no square maps of {title} ({node.name})"
+        maps = f"the {count} numbers behind the flatten are no square maps of "
+        maps += f"{title} ({node.name})"
         raise ValueError(f"the receptive field is not known: {maps}")
     return side

@@ -1,4 +1,4 @@
-"""Where files lie and how they are written: the repository, its cache, the real data; whole files by atomic rename."""
+"""Where files lie (the repository, its cache, real data) and how they are written: whole."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def results_folder() -> Path:
 
 
 def cache_dir() -> Path:
-    """Where what can be made again is kept: ZFKIT_CACHE, or data/cache where that is unset or empty."""
+    """Where what can be made again is kept: ZFKIT_CACHE, or data/cache if unset or empty."""
     named = os.environ.get("ZFKIT_CACHE")
     return Path(named).expanduser() if named else repo_root() / "data" / "cache"
 
@@ -49,10 +49,11 @@ def data_root() -> Path | None:
 
 @contextmanager
 def replacing(path: Path):
-    """The name of a file beside `path` to write to; at the end of the block it takes the place of `path`.
+    """The name of a file to write to, which takes the place of `path` after the block.
 
-    Whoever reads `path` finds the old file or the new one whole, also after a crash; if the block raises, the old
-    one stays and nothing is left behind. The folder is made where it is missing.
+    Whoever reads `path` finds the old file or the new one whole, also after a crash; if the
+    block raises, the old one stays and nothing is left behind. The folder is made where it is
+    missing.
 
     >>> with replacing(path) as part:
     ...     part.write_text("all or nothing")
@@ -75,12 +76,12 @@ def write_bytes(path: Path, content: bytes):
 
 
 def write_json(path: Path, value):
-    """Write a value as indented JSON by atomic rename; ValueError, before anything is written, for nan or infinity."""
+    """Write a value as indented JSON by atomic rename; first ValueError for nan or infinity."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file; ValueError that names the file if it cannot be read or holds something else."""
+    """The JSON object in a file; ValueError that names the file if it holds none."""
     try:
         value = json.loads(Path(path).read_bytes())
     except (OSError, ValueError) as error:
@@ -97,7 +98,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict | None = N
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """The tensors of a safetensors file and what its header says; ValueError that names the file if it is not one."""
+    """A safetensors file's tensors and its header; ValueError names what is no such file."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}

@@ -104,10 +104,13 @@ def _run_to(net, images, names, use=None) -> dict[str, Tensor]:
         except torch.OutOfMemoryError:
             raise
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            given = f"{images.dtype} {tuple(images.shape)}"
-            raise ValueError(f"no forward pass with {given}: {reason}") from error
+            raise ValueError(_no_pass(images, error)) from error
     raise ValueError(f"a forward pass does not run layer {min(names - set(outputs))!r}")
+
+
+def _no_pass(images: Tensor, error: Exception) -> str:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return f"no forward pass with {images.dtype} {tuple(images.shape)}: {reason}"
 
 
 def _check_rows(name: str, output, images: Tensor):

@@ -24,11 +24,11 @@ from .switches import unpool
 SUMS = set(  # of any number of maps: sums, and places changed
     "add sub subtract rsub __rsub__ neg negative positive sum mean cumsum cat concat"
     " concatenate stack hstack vstack flatten unflatten view view_as reshape reshape_as permute"
-    " transpose swapaxes swapdims movedim moveaxis t T mT contiguous clone to cpu cuda type type_as"
-    " float double half bfloat16 squeeze unsqueeze expand expand_as repeat repeat_interleave tile"
-    " broadcast_to narrow select unbind chunk split split_with_sizes tensor_split index_select"
-    " __getitem__ __setitem__ flip roll rot90 diagonal tril triu unfold zero copy requires_grad"
-    " retain_grad".split()
+    " transpose swapaxes swapdims movedim moveaxis t T mT contiguous clone to cpu cuda type"
+    " type_as float double half bfloat16 squeeze unsqueeze expand expand_as repeat"
+    " repeat_interleave tile broadcast_to narrow select unbind chunk split split_with_sizes"
+    " tensor_split index_select __getitem__ __setitem__ flip roll rot90 diagonal tril triu"
+    " unfold zero copy requires_grad retain_grad".split()
 )
 FILTERS = set(  # of one map, which comes first
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear batch_norm"

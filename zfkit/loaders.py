@@ -121,9 +121,7 @@ def _streamed(images: np.ndarray, groups: list, device: torch.device) -> Iterato
         if left[k % 2] is not None:
             left[k % 2].synchronize()  # until the copy before last has left this buffer
         buffer = buffers[k % 2][: len(groups[k])]
-        np.take(
-            images, groups[k], axis=0, out=buffer.numpy(), mode="clip"
-        )  # "raise" would copy twice
+        np.take(images, groups[k], axis=0, out=buffer.numpy(), mode="clip")  # "raise" copies
         with torch.cuda.stream(side):
             pixels = buffer.to(device, non_blocking=True, copy=True)
             left[k % 2] = side.record_event() if cuda else None
@@ -134,10 +132,9 @@ def _streamed(images: np.ndarray, groups: list, device: torch.device) -> Iterato
         pixels, arrived = ahead.pop(), left[k % 2]
         ahead += [send(k + 1)] if k + 1 < len(groups) else []
         if cuda:
-            torch.cuda.current_stream(device).wait_event(arrived)
-            pixels.record_stream(
-                torch.cuda.current_stream(device)
-            )  # its memory stays taken until then
+            current = torch.cuda.current_stream(device)
+            current.wait_event(arrived)
+            pixels.record_stream(current)  # its memory stays taken until then
         yield pixels
 
 

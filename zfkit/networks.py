@@ -14,8 +14,9 @@ NORMS = ("lrn", "batch", "none")
 class Chain(nn.Sequential):
     """Modules one after another, with the paper's layer names.
 
-    `stages`: layer name -> module whose output it is; "conv1" -> "relu1", the rectified map before pooling.
-    `config`: the builder's name and arguments, as JSON can hold them; `build(net.config)` makes its like.
+    `stages`: layer name -> module whose output it is; "conv1" -> "relu1", the rectified map
+    before pooling. `config`: the builder's name and arguments, as JSON can hold them;
+    `build(net.config)` makes its like.
     """
 
     def __init__(self, modules, stages=None, config=None):
@@ -38,15 +39,18 @@ def zfnet(
     without=(),
     blurred=(),
 ) -> Chain:
-    """The network of ZF 2013, Fig. 3: 62,357,608 parameters, maps 110-55-26-13-13-13-6 at 224 px.
+    """The network of ZF 2013, Fig. 3: 62,357,608 parameters, maps 110-55-26-13-13-13-6.
 
-    Order in a layer: convolution, ReLU, 3x3 max pooling at stride 2 (ceil), contrast normalisation.
+    Order in a layer: convolution, ReLU, 3x3 max pooling at stride 2 (ceil), contrast
+    normalisation.
     num_classes: None builds the convolutions only.    size: side of the input in pixels.
-    channels, filters, strides, padding: one for each of the convolutions 1 to 5; fc: units of layers 6 and 7.
+    channels, filters, strides, padding: one for each of the convolutions 1 to 5; fc: units of
+    layers 6 and 7.
     norm: "lrn" (layers 1 and 2), "batch" (after every convolution, before its ReLU) or "none".
     without: layers left out, as in Table 3, e.g. (3, 4) or (6, 7).
-    blurred: layers that are smoothed before they are sampled (Zhang 2019): an even stride of the convolution is halved
-    and every second value of its rectified map, blurred by a triangle of 3x3, goes on; so is the pooled map.
+    blurred: layers that are smoothed before they are sampled (Zhang 2019): an even stride of
+    the convolution is halved and every second value of its rectified map, blurred by a triangle
+    of 3x3, goes on; so is the pooled map.
     Raises ValueError for arguments that make no network.
     """
     return _chain("zfnet", dict(locals()), norm_after_pool=True)
@@ -69,11 +73,12 @@ def alexnet(
     without=(),
     blurred=(),
 ) -> Chain:
-    """The replica of Krizhevsky et al. 2012 that ZF 2013 compares with; arguments as in `zfnet`.
+    """The replica of Krizhevsky et al. 2012 that ZF 2013 compares with; `zfnet`'s arguments.
 
     Order in a layer: convolution, ReLU, contrast normalisation, pooling.
-    groups: 1 is dense (62,378,344 parameters); 2 splits layers 2, 4 and 5 between two halves as the
-    original did (60,965,224).    lrn_k: 2 in the article; Caffe's published AlexNet was trained with 1.
+    groups: 1 is dense (62,378,344 parameters); 2 splits layers 2, 4 and 5 between two halves as
+    the original did (60,965,224).    lrn_k: 2 in the article; Caffe's published AlexNet was
+    trained with 1.
     """
     return _chain("alexnet", dict(locals()), norm_after_pool=False)
 
@@ -87,10 +92,10 @@ def vgg(
     norm="none",
     dropout=0.5,
 ) -> Chain:
-    """The networks of Simonyan & Zisserman 2014: blocks of 3x3 convolutions, each ended by 2x2 max pooling at stride 2.
+    """The networks of Simonyan & Zisserman 2014: blocks of 3x3 convolutions, 2x2 pooling.
 
-    The defaults are VGG16, 138,357,544 parameters. Layers are conv1_1, conv1_2, pool1, ...; the classifier's go on
-    from the number after the last block's: fc6, fc7, fc8 behind five blocks.
+    The defaults are VGG16, 138,357,544 parameters. Layers are conv1_1, conv1_2, pool1, ...; the
+    classifier's go on from the number after the last block's: fc6, fc7, fc8 behind five blocks.
     num_classes: None builds the convolutions only.    size: side of the input in pixels.
     blocks: channels of each convolution, a tuple a block; fc: units of the hidden layers.
     norm: "batch" (after every convolution, before its ReLU) or "none".
@@ -125,7 +130,8 @@ def _check_vgg(a: dict):
         )
     if a["size"] >> len(a["blocks"]) < 1:
         raise ValueError(
-            f"size {a['size']} is too small for {len(a['blocks'])} blocks: the last map would be empty"
+            f"size {a['size']} is too small for {len(a['blocks'])} blocks:"
+            " the last map would be empty"
         )
     if a["norm"] not in ("batch", "none"):
         raise ValueError(f"unknown norm {a['norm']!r}; valid: batch, none")
@@ -148,7 +154,7 @@ BUILDERS = {"zfnet": zfnet, "alexnet": alexnet, "vgg": vgg}
 
 
 def build(config: dict) -> Chain:
-    """The untrained network that a `Chain.config` describes; ValueError if it describes none."""
+    """The untrained network that a `Chain.config` describes; ValueError if there is none."""
     arguments = dict(config)
     builder = arguments.pop("builder", None)
     if builder not in BUILDERS:
@@ -185,10 +191,8 @@ def _chain(builder: str, a: dict, norm_after_pool: bool) -> Chain:
 
 def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
     """Append layer n; returns the side of the map that it hands on."""
-    blurred, (size, stride, padding) = (
-        n in a["blurred"],
-        (a[name][n - 1] for name in ("filters", "strides", "padding")),
-    )
+    blurred = n in a["blurred"]
+    size, stride, padding = (a[name][n - 1] for name in ("filters", "strides", "padding"))
     halved = blurred and stride % 2 == 0
     geometry = size, stride // 2 if halved else stride, padding
     groups = a.get("groups", 1) if n in (2, 4, 5) else 1  # layer 3 saw both halves
@@ -197,20 +201,13 @@ def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
     if a["norm"] == "batch":
         modules[f"bn{n}"] = nn.BatchNorm2d(a["channels"][n - 1])
     modules[f"relu{n}"] = nn.ReLU()
-    if halved:
-        side = _add_blur(modules, f"relu{n}", side)
+    side = _add_blur(modules, f"relu{n}", side) if halved else side
     stages[f"conv{n}"] = next(reversed(modules))
     pool, norm = n in a["pools"], a["norm"] == "lrn" and n in (1, 2)
     if norm and not norm_after_pool:
         modules[f"norm{n}"] = _contrast_normalization(a)
     if pool:
-        stride, padding = (1, 1) if blurred else (2, 0)
-        modules[f"pool{n}"] = nn.MaxPool2d(
-            3, stride, padding, ceil_mode=True
-        )  # 110 -> 55 as in the paper's figure
-        side = out_size(side, 3, stride, padding, ceil=True)
-        if blurred:
-            side = _add_blur(modules, f"pool{n}", side)
+        side = _add_pool(modules, f"pool{n}", side, blurred)
     if norm and norm_after_pool:
         modules[f"norm{n}"] = _contrast_normalization(a)
     if pool:
@@ -220,12 +217,18 @@ def _add_convolution(modules, stages, a, n, maps, side, norm_after_pool) -> int:
     return side
 
 
+def _add_pool(modules, name, side, blurred: bool) -> int:
+    """Append 3x3 max pooling at stride 2, 110 -> 55 as in the paper's figure; the new side."""
+    stride, padding = (1, 1) if blurred else (2, 0)
+    modules[name] = nn.MaxPool2d(3, stride, padding, ceil_mode=True)
+    side = out_size(side, 3, stride, padding, ceil=True)
+    return _add_blur(modules, name, side) if blurred else side
+
+
 def _add_blur(modules, name, side) -> int:
-    """Append the triangle 1-2-1, twice an average of two, and sample every second value; returns the new side."""
-    modules[f"{name}_blur"], modules[f"{name}_sample"] = (
-        nn.AvgPool2d(2, 1),
-        nn.AvgPool2d(2, 2, ceil_mode=True),
-    )
+    """Append the triangle 1-2-1 (twice a mean of two) and sample by two; the new side."""
+    modules[f"{name}_blur"] = nn.AvgPool2d(2, 1)
+    modules[f"{name}_sample"] = nn.AvgPool2d(2, 2, ceil_mode=True)
     return out_size(out_size(side, 2, 1), 2, 2, ceil=True)
 
 
@@ -234,7 +237,7 @@ def _contrast_normalization(a) -> ContrastNormalization:
 
 
 def _add_classifier(modules, stages, width, units: dict, num_classes, dropout, last=None):
-    """Append hidden layers (number -> units) and the class scores, as layer `last` (default: the next number)."""
+    """Append hidden layers (number -> units) and class scores, `last` (default: the next)."""
     modules["flatten"] = nn.Flatten()
     for n, count in units.items():
         modules[f"fc{n}"], modules[f"relu{n}"] = nn.Linear(width, count), nn.ReLU()

@@ -1,4 +1,4 @@
-"""Contrast normalisation across feature maps: what torch's LocalResponseNorm computes, as one product of matrices."""
+"""Contrast normalisation across maps: torch's LocalResponseNorm as one product of matrices."""
 
 from contextlib import nullcontext
 
@@ -8,13 +8,14 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 
 class ContrastNormalization(nn.LocalResponseNorm):
-    """A layer with the maps of nn.LocalResponseNorm, several times as fast; Krizhevsky's constants by default.
+    """nn.LocalResponseNorm several times as fast, by default with Krizhevsky's constants.
 
     Raises ValueError for a size below 1. Source: ZF 2013, Fig. 3 (without constants);
     Krizhevsky 2012, sec. 3.3.
 
     >>> import torch
-    >>> ContrastNormalization(beta=1.0)(torch.full((1, 8, 1, 1), 4.0))[0, 3].item()  # 4 / (2 + 1e-4 * 16)
+    >>> maps = torch.full((1, 8, 1, 1), 4.0)
+    >>> ContrastNormalization(beta=1.0)(maps)[0, 3].item()  # 4 / (2 + 1e-4 * 16)
     1.9984012842178345
     """
 
@@ -30,7 +31,7 @@ class ContrastNormalization(nn.LocalResponseNorm):
 
 
 def contrast_normalization(maps: Tensor, size: int, alpha=1e-4, beta=0.75, k=1.0) -> Tensor:
-    """x / (k + alpha/size * s)^beta, s the sum of x^2 over `size` neighbouring maps; of the shape of `maps`.
+    """x / (k + alpha/size * s)^beta, s the sum of x^2 over `size` neighbouring maps; as `maps`.
 
     maps: float (N, C, ...), in any layout, which is kept. Arguments, defaults and result as
     F.local_response_norm; under autocast bfloat16 stays bfloat16, and the power is taken in
@@ -93,7 +94,7 @@ def _power(density, beta) -> Tensor:
 
 
 def _neighbours(maps: Tensor, size: int, above=True) -> Tensor:
-    """Sum over the maps c - size//2 to c + (size-1)//2, for every map c; transposed if not `above`."""
+    """Sum over maps c - size//2 to c + (size-1)//2 for every c; transposed if not `above`."""
     number = torch.arange(maps.shape[1], device=maps.device)
     apart = number - number[:, None]  # column (input) minus row (output)
     band = ((apart >= -(size // 2)) & (apart <= (size - 1) // 2)).to(maps.dtype)

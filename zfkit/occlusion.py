@@ -37,8 +37,8 @@ class OcclusionMaps(NamedTuple):
 
 
 def occlusion_maps(
-    net: nn.Module, normalized: Tensor, target: int, size, stride, fill=0.0, layer=None, channel=None,
-    *, precision="exact", method="auto", progress=False,
+    net: nn.Module, normalized: Tensor, target: int, size, stride, fill=0.0, layer=None,
+    channel=None, *, precision="exact", method="auto", progress=False,
 ) -> OcclusionMaps:  # fmt: skip
     """P(target), the most probable label and a map's activity for every place of the occluder.
 
@@ -237,7 +237,7 @@ def _classes(logits: Tensor) -> int:
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 2:
         raise ValueError(
-            f"the network gives {shape or type(logits).__name__}, not scores of classes (N, classes)"
+            f"the network gives {shape or type(logits).__name__}, not class scores (N, classes)"
         )
     return shape[1]
 
@@ -249,7 +249,8 @@ def _picture(image, fill) -> Tensor:
         return shown.reshape(shape)
     if shown.numel() not in (1, shape[0]):
         raise ValueError(
-            f"fill must hold 1 number, {shape[0]} or an image {tuple(shape)}, not {tuple(shown.shape)}"
+            f"fill must hold 1 number, {shape[0]} or an image {tuple(shape)},"
+            f" not {tuple(shown.shape)}"
         )
     return shown.reshape(-1, 1, 1).expand(shape)
 
@@ -267,5 +268,6 @@ def _check(normalized, size, stride, **options):
     sides = tuple(normalized.shape[2:])
     if not all(1 <= s <= n for s, n in zip(size, sides, strict=True)) or min(stride) < 1:
         size, stride = (pair[0] if pair[0] == pair[1] else pair for pair in (size, stride))
-        ask = f"no place for a square of {size} at stride {stride} on {sides[0]}x{sides[1]} pixels"
+        ask = f"no place for a square of {size} at stride {stride}"
+        ask += f" on {sides[0]}x{sides[1]} pixels"
         raise ValueError(f"{ask}; valid: sizes 1 to the image's, strides from 1")

@@ -39,7 +39,7 @@ class Occluded(NamedTuple):
 
 
 class CoarseToFine:
-    """A sweep, coarse at once and fine in steps, for a slider that must not wait: live(refine=).
+    """A sweep, coarse at once, fine in steps, for a slider that must not wait: live(refine=).
 
     look: a function of places, as `occluder` gives it.    coarse, fine: places (N, 2).
     batch: of them in a step. `fine` is what `look` says at the fine places, `Occluded`; None
@@ -73,7 +73,7 @@ class CoarseToFine:
 
 
 def tiles_of(rows: int, cols: int, side: int) -> list[Tensor]:
-    """Numbers of a grid's places, a tile of side x side neighbours at a time, of like windows."""
+    """Numbers of a grid's places, a tile of side x side neighbours at a time, like windows."""
     grid = torch.arange(rows * cols).view(rows, cols)
     return [tile.flatten() for band in grid.split(side) for tile in band.split(side, dim=1)]
 
@@ -103,6 +103,7 @@ def checked_places(places, last) -> Tensor:
         )
     if len(wrong := places[((places < 0) | (places > last)).any(1)]):
         raise ValueError(
-            f"no place for the occluder at {wrong[0].tolist()}; valid: [0, 0] to {last.tolist()}"
+            f"no place for the occluder at {wrong[0].tolist()};"
+            f" valid: [0, 0] to {last.tolist()}"
         )
     return places

@@ -1,4 +1,4 @@
-"""Arrays in, pictures and figures out: one look for every chapter. Knows neither data sets nor networks."""
+"""Arrays in, pictures and figures out: one look for all chapters; no data sets or networks."""
 
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ SIGNED = "PuOr_r"  # maps with a zero in the middle
 
 
 def style() -> None:
-    """Set matplotlib's defaults to the look of the series: quiet axes, colour-blind-safe cycle, 90 dpi."""
+    """Set matplotlib to the series' look: quiet axes, colour-blind-safe cycle, 90 dpi."""
     plt.rcParams.update(
         {
             "figure.dpi": 90,
@@ -47,15 +47,15 @@ def as_array(maps) -> np.ndarray:
 
 
 def scale_of(projections, quantile: float = 0.995) -> float:
-    """The grey-to-white distance that shows all but the strongest 0.5 % of values unclipped (never 0)."""
+    """The grey-to-white distance that clips only the strongest 0.5 % of values (never 0)."""
     return float(np.quantile(np.abs(as_array(projections)), quantile)) or 1.0
 
 
 def signed(projection, scale: float | None = None) -> np.ndarray:
-    """A projection as a picture: uint8 (H, W, 3), or (N, H, W, 3) for a batch; zero is mid-grey.
+    """A projection as a picture: uint8 (H, W, 3), (N, H, W, 3) for a batch; zero is mid-grey.
 
-    projection: (3, H, W) or (N, 3, H, W), any float. scale: the value that becomes white; None gives every
-    picture its own `scale_of`, which hides how strong it is: captions must say so.
+    projection: (3, H, W) or (N, 3, H, W), any float. scale: the value that becomes white; None
+    gives every picture its own `scale_of`, which hides how strong it is: captions must say so.
     """
     values = as_array(projection)
     if values.ndim == 4:
@@ -65,7 +65,7 @@ def signed(projection, scale: float | None = None) -> np.ndarray:
 
 
 def heat(values, top: float | None = None, low: float = 0.0, cmap: str = HEAT) -> np.ndarray:
-    """A map as a picture: (h, w) values to uint8 (h, w, 3), `low` darkest and `top` brightest (default: maximum)."""
+    """A map (h, w) as uint8 (h, w, 3): `low` darkest, `top` (the maximum) brightest."""
     values = as_array(values)
     top = float(values.max()) if top is None else top
     unit = (values - low) / (top - low) if top > low else np.zeros_like(values)
@@ -77,7 +77,7 @@ def heat(values, top: float | None = None, low: float = 0.0, cmap: str = HEAT) -
 
 
 def fit(picture: np.ndarray, height: int, width: int | None = None) -> np.ndarray:
-    """The picture resized to the given box: blown up by whole pixels if it is small, else smoothly reduced."""
+    """The picture resized to a box: blown up by whole pixels, or smoothly reduced."""
     width = round(picture.shape[1] * height / picture.shape[0]) if width is None else width
     small = picture.shape[0] * 2 <= height
     how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
@@ -85,7 +85,7 @@ def fit(picture: np.ndarray, height: int, width: int | None = None) -> np.ndarra
 
 
 def tile(pictures, columns: int, gap: int = 2, fill: int = 255) -> np.ndarray:
-    """Equal pictures (N, H, W, 3) laid out in rows: one uint8 picture with `gap` pixels between them."""
+    """Equal pictures (N, H, W, 3) laid out in rows: one uint8 picture, `gap` pixels between."""
     pictures = np.asarray(pictures)
     n, h, w, _ = pictures.shape
     rows = -(-n // columns)
@@ -99,7 +99,7 @@ def tile(pictures, columns: int, gap: int = 2, fill: int = 255) -> np.ndarray:
 def frame(
     picture: np.ndarray, box, colour: str = COLOURS[1], width: int = 2, zoom: int = 1
 ) -> np.ndarray:
-    """The picture, blown up `zoom` times, with a frame around the half-open pixel box (top, left, bottom, right).
+    """The picture `zoom` times as large, framed at the half-open (top, left, bottom, right).
 
     The frame may leave the picture: what lies outside is simply not seen.
     """
@@ -121,7 +121,7 @@ def _font(size: int):
 def label(
     text: str, width: int, height: int, size: int = 12, anchor: str = "middle"
 ) -> np.ndarray:
-    """A line (or lines) of black text on white as uint8 (height, width, 3); what does not fit is made smaller."""
+    """Black text on white as uint8 (height, width, 3); what does not fit is made smaller."""
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
     while size > 7 and draw.multiline_textbbox((0, 0), text, font=_font(size))[2] > width - 2:
@@ -138,8 +138,9 @@ def sheet(
 ) -> np.ndarray:
     """A labelled table of pictures as one uint8 picture.
 
-    rows: list of lists of uint8 (h, w, 3) pictures or None (left white); each is fitted to `cell` pixels of height
-    and the widest cell of its column. row_names, column_names: text beside and above; `margin` px for row names.
+    rows: list of lists of uint8 (h, w, 3) pictures or None (left white); each is fitted to
+    `cell` pixels of height and the widest cell of its column. row_names, column_names: text
+    beside and above; `margin` px for row names.
     """
     rows = [[None if p is None else fit(p, cell) for p in row] for row in rows]
     columns = max(len(row) for row in rows)
@@ -165,7 +166,7 @@ def sheet(
 
 
 def pixels(figure) -> np.ndarray:
-    """A matplotlib figure as a picture, uint8 (H, W, 3); the figure is closed, so no notebook shows it twice."""
+    """A figure as a picture, uint8 (H, W, 3); it is closed, so none is shown twice."""
     figure.canvas.draw()
     drawn = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
     plt.close(figure)
@@ -175,7 +176,7 @@ def pixels(figure) -> np.ndarray:
 def numbers(
     axis, values, *, title: str = "", marks=(), cmap: str = SIGNED, digits: int = 0, top=None
 ) -> None:
-    """Draw a small map (h, w) with its number in every cell; `marks` are (row, col) cells to be framed."""
+    """Draw a small map (h, w), a number in every cell; `marks`: (row, col) to frame."""
     values = as_array(values)
     top = float(np.abs(values).max()) or 1.0 if top is None else top
     axis.imshow(values, cmap=cmap, vmin=-1.6 * top, vmax=1.6 * top)

@@ -20,8 +20,8 @@ WAYS = ("auto", "crops", "kept", "project")
 
 
 def projections(
-    net: nn.Module, images, layer: str, units: Strongest, channel=None, *, normalize=None, overlap="sum", lrn="skip",
-    way="auto", folder=None, progress=False,
+    net: nn.Module, images, layer: str, units: Strongest, channel=None, *, normalize=None,
+    overlap="sum", lrn="skip", way="auto", folder=None, progress=False,
 ) -> tuple[list[Tensor], np.ndarray]:  # fmt: skip
     """What each unit projects to, [(3, h, w), ...], signed, and its box, int64 (units, 4).
 
@@ -92,7 +92,8 @@ def _flat(units: Strongest, channel, count: int) -> tuple[Tensor, Strongest]:
         raise ValueError(f"no units: their fields are {tuple(shape)}")
     if channel is None and len(shape) != 2:
         raise ValueError(
-            "channel is None: units that are not a whole layer, fields (k, C), need one for all or each"
+            "channel is None: units that are not a whole layer, fields (k, C), need one for all"
+            " or each"
         )
     channel = torch.arange(shape[1]) if channel is None else torch.as_tensor(channel)
     try:

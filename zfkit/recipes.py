@@ -20,14 +20,17 @@ class Config:
     """All that decides what a training ends in; every field is JSON.
 
     network: arguments of `networks.build`.    size: side of the images in pixels.
-    schedule: "one-cycle" (cosine up over `warm_up` of all steps, then down) or "plateau" (a tenth of the rate once
-    the validation error has not fallen for `patience` epochs).
-    rms_clip: after each step, convolution filters of larger RMS weight are scaled back to it (ZF 2013, sec. 3).
-    init_std, fc_init_std: weights from N(0, std^2) and biases 0; "he": std^2 = 2 / inputs; None: torch's start.
-    init_std may be a tuple, one start for each convolution.
-    mean: of the input, in 0..1; None: that of the training images, per channel.    shift: pixels.
+    schedule: "one-cycle" (cosine up over `warm_up` of all steps, then down) or "plateau" (a
+    tenth of the rate once the validation error has not fallen for `patience` epochs).
+    rms_clip: after each step, convolution filters of larger RMS weight are scaled back to it
+    (ZF 2013, sec. 3).
+    init_std, fc_init_std: weights from N(0, std^2) and biases 0; "he": std^2 = 2 / inputs;
+    None: torch's start. init_std may be a tuple, one start for each convolution.
+    mean: of the input, in 0..1; None: that of the training images, per channel.    shift:
+    pixels.
     images: how many of the training images are taken, the first ones; None: all.
-    precision: "float32", or "bfloat16": autocast where the device has units for it; elsewhere float32, as recorded.
+    precision: "float32", or "bfloat16": autocast where the device has units for it; elsewhere
+    float32, as recorded.
     snapshots: epochs whose convolutions (and batch norms) are kept.
     """
 
@@ -60,21 +63,24 @@ class Config:
     snapshots: tuple = ()
 
 
-# ZF 2013, sec. 3: SGD at batch 128, rate 1e-2 lowered on plateau, N(0, 0.01^2), filters clipped, inputs in [-128, 128].
-# Not the paper's: the start of the narrow layers 6 to 8 (from N(0, 0.01^2) the loss stood at chance for 8 epochs).
+# ZF 2013, sec. 3: SGD at batch 128, rate 1e-2 lowered on plateau, N(0, 0.01^2), filters
+# clipped, inputs in [-128, 128]. Not the paper's: the start of the narrow layers 6 to 8 (from
+# N(0, 0.01^2) the loss stood at chance for 8 epochs).
 PAPER = dict(
-    recipe="paper", batch_size=128, lr=0.01, nesterov=False, weight_decay=0.0, schedule="plateau", rms_clip=0.1,
-    fc_init_std="he", mean=None, std=(1 / 255,) * 3, patience=10,
+    recipe="paper", batch_size=128, lr=0.01, nesterov=False, weight_decay=0.0,
+    schedule="plateau", rms_clip=0.1, fc_init_std="he", mean=None,
+    std=(1 / 255,) * 3, patience=10,
 )  # fmt: skip
 # ZFNet for 80 px: conv2 at stride 1, or two of the maps would shrink to a few units
 SMALL = dict(
-    builder="zfnet", num_classes=16, size=80, channels=(48, 96, 128, 128, 96), filters=(7, 5, 3, 3, 3),
-    strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(256, 256), norm="batch", dropout=0.25,
+    builder="zfnet", num_classes=16, size=80, channels=(48, 96, 128, 128, 96),
+    filters=(7, 5, 3, 3, 3), strides=(2, 1, 1, 1, 1), padding=(3, 2, 1, 1, 1), fc=(256, 256),
+    norm="batch", dropout=0.25,
 )  # fmt: skip
 # a VGG of five blocks for the same drawings
 _VGG = dict(
-    builder="vgg", num_classes=16, size=80, blocks=((16, 16), (32, 32), (64, 64), (96, 96), (128, 128)), fc=(256,),
-    norm="batch", dropout=0.25,
+    builder="vgg", num_classes=16, size=80, blocks=((16, 16), (32, 32), (64, 64), (96, 96),
+    (128, 128)), fc=(256,), norm="batch", dropout=0.25,
 )  # fmt: skip
 _BASE = Config(
     "zfnet-menagerie",
@@ -91,8 +97,8 @@ _SMALL_64 = SMALL | dict(
     num_classes=200, size=64, channels=(64, 128, 224, 224, 192), fc=(448, 448), dropout=0.25
 )
 _PHOTOS = Config(
-    "zfnet-photos", _SMALL_64, "tiny-imagenet", size=64, epochs=24, batch_size=128, lr=0.06, init_std="he",
-    label_smoothing=0.1, snapshots=(1, 2, 3, 4, 8, 11, 15),
+    "zfnet-photos", _SMALL_64, "tiny-imagenet", size=64, epochs=24, batch_size=128, lr=0.06,
+    init_std="he", label_smoothing=0.1, snapshots=(1, 2, 3, 4, 8, 11, 15),
 )  # fmt: skip
 CONFIGS = {
     config.name: config
@@ -102,7 +108,8 @@ CONFIGS = {
         replace(_BASE, name="zfnet-menagerie-s2", seed=2),
         # without batch norm the modern recipe stays at chance from N(0, 0.01^2)
         replace(
-            _PLAIN, name="zfnet-menagerie-lrn", epochs=20, batch_size=32, network=_LRN, lr=0.015, init_std="he", fc_init_std="he",
+            _PLAIN, name="zfnet-menagerie-lrn", epochs=20, batch_size=32, network=_LRN,
+            lr=0.015, init_std="he", fc_init_std="he",
         ),
         replace(_PLAIN, name="vgg-menagerie", network=_VGG, epochs=14, init_std="he"),
         # with shifts, mirroring, dropout and decay it learns nothing
@@ -114,12 +121,12 @@ CONFIGS = {
         replace(_PLAIN, name="zfnet-menagerie-paper", network=_LRN, epochs=70, **PAPER),
         _PHOTOS,
         replace(  # made in minutes where it is first asked for
-            _PHOTOS, name="zfnet-photos-small", dataset="tiny-imagenet-100", snapshots=(), epochs=3,
-            network=SMALL | dict(num_classes=100, size=64, dropout=0.5),
+            _PHOTOS, name="zfnet-photos-small", dataset="tiny-imagenet-100", snapshots=(),
+            epochs=3, network=SMALL | dict(num_classes=100, size=64, dropout=0.5),
         ),
         replace(  # for a comparison at equal data; a third of the images, so twice the epochs
-            _PHOTOS, name="zfnet-photos-100", dataset="tiny-imagenet-100", snapshots=(), epochs=48,
-            network=_SMALL_64 | dict(num_classes=100, dropout=0.3),
+            _PHOTOS, name="zfnet-photos-100", dataset="tiny-imagenet-100", snapshots=(),
+            epochs=48, network=_SMALL_64 | dict(num_classes=100, dropout=0.3),
         ),
     )
 }  # fmt: skip

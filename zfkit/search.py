@@ -21,7 +21,7 @@ SAVE_S = 20  # of work between two checkpoints
 
 
 class Strongest(NamedTuple):
-    """A layer's strongest units by channel, one per image; each field (k, C), strongest first."""
+    """A layer's strongest units by channel, one per image; fields (k, C), strongest first."""
 
     value: Tensor  # activation
     image: Tensor  # index into the data set
@@ -53,7 +53,7 @@ def strongest(
     layers that give tokens, (N, tokens, features).
 
     >>> import torch, zfkit
-    >>> maps = torch.tensor([[[[1.0, 5.0]]], [[[7.0, 0.0]]], [[[2.0, 2.0]]]])  # three images of one channel
+    >>> maps = torch.tensor([[[[1.0, 5.0]]], [[[7.0, 0.0]]], [[[2.0, 2.0]]]])  # three images
     >>> best = zfkit.strongest(torch.nn.Sequential(torch.nn.Identity()), maps, ["0"], k=2)["0"]
     >>> best.value[:, 0].tolist(), best.image[:, 0].tolist(), best.col[:, 0].tolist()
     ([7.0, 5.0], [1, 0], [0, 1])
@@ -119,7 +119,7 @@ def crops(images, field: ReceptiveField, units: Strongest) -> tuple[list, np.nda
     clipped at the image's border: where the field exceeds the image, the whole image comes
     back. Raises ValueError for an image or unit that is not there.
 
-    >>> units = Strongest(*(torch.tensor([value]) for value in (1.0, 0, 0, 4)))  # value, image, row, column
+    >>> units = Strongest(*(torch.tensor([value]) for value in (1.0, 0, 0, 4)))
     >>> patches, boxes = crops(np.zeros((1, 20, 20, 3)), ReceptiveField(7, 2, 2), units)
     >>> boxes.tolist(), patches[0].shape
     ([[0, 7, 6, 14]], (6, 7, 3))
@@ -201,15 +201,13 @@ class Pass:
         rows = pooled.permute(0, 2, 3, 1).amax(2)  # (N, h, C)
         peaks = rows.amax(1).T.cpu()
         if not peaks.sum(dtype=torch.float64).isfinite():
+            last = self.first + len(maps) - 1
             raise ValueError(
-                f"layer {name!r} is not finite on the images {self.first} to {self.first + len(maps) - 1}"
+                f"layer {name!r} is not finite on the images {self.first} to {last}"
             )
-        value, place = self.tables.setdefault(
-            name, Table.empty(len(peaks), self.k, peaks.dtype)
-        )
-        channels = (
-            (peaks > value[:, -1:]).any(1).nonzero()[:, 0]
-        )  # an equal one comes later and loses
+        empty = Table.empty(len(peaks), self.k, peaks.dtype)
+        value, place = self.tables.setdefault(name, empty)
+        channels = (peaks > value[:, -1:]).any(1).nonzero()[:, 0]  # an equal one loses
         if not len(channels):
             return
         both, order = torch.cat([value[channels], peaks[channels]], 1).sort(
@@ -219,9 +217,8 @@ class Pass:
         kept = kept.gather(2, order.clamp(max=self.k - 1).expand_as(kept))
         new = (order >= self.k).nonzero(as_tuple=True)
         image, channel = order[new] - self.k, channels[new[0]]
-        kept[:, *new] = torch.stack(
-            [image + self.first, *_position(maps, rows, image, channel, windows[0])]
-        )
+        places = _position(maps, rows, image, channel, windows[0])
+        kept[:, *new] = torch.stack([image + self.first, *places])
         value[channels], place[:, channels] = both[:, : self.k], kept
 
 
@@ -229,9 +226,7 @@ def _pools(net: nn.Module, image: Tensor, names: set) -> dict:
     """Name of a max pooling -> the layer directly below it and the pooling, of a chain."""
     try:
         steps = Climb(net, image, names, keep=lambda *_: None, beyond=True).steps
-    except (
-        ValueError
-    ):  # no chain, or images too small for the pooling: all maps are read as they are
+    except ValueError:  # no chain, or images too small to pool: all maps are read as they are
         return {}
     return {
         above.name: (below.name, above.module)
@@ -263,7 +258,8 @@ def _position(
 def _checked(batch, normalize) -> Tensor:
     batch = normalize(batch) if normalize else batch
     if not isinstance(batch, Tensor) or not batch.is_floating_point() or batch.dim() != 4:
-        kind = f"{getattr(batch, 'dtype', type(batch).__name__)} {tuple(getattr(batch, 'shape', ()))}"
+        kind = getattr(batch, "dtype", type(batch).__name__)
+        kind = f"{kind} {tuple(getattr(batch, 'shape', ()))}"
         raise ValueError(f"normalized must be a float tensor (N, 3, H, W), not {kind}")
     return batch
 

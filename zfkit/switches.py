@@ -16,7 +16,8 @@ def pool_with_switches(
     2.1.
 
     >>> import torch
-    >>> pooled, switches = pool_with_switches(torch.tensor([[[[1.0, 2.0, 0.0, 3.0], [5.0, 0.0, 1.0, 1.0]]]]), 2)
+    >>> maps = torch.tensor([[[[1.0, 2.0, 0.0, 3.0], [5.0, 0.0, 1.0, 1.0]]]])
+    >>> pooled, switches = pool_with_switches(maps, 2)
     >>> pooled.tolist(), switches.tolist()
     ([[[[5.0, 3.0]]]], [[[[4, 3]]]])
     """

@@ -130,10 +130,7 @@ def run_folder(config, images) -> Path:
 
 
 def identity(config) -> str:
-    """Ten hex digits that name config, recipe version and data by few images.
-
-    So that kept weights are found without the whole set.
-    """
+    """Ten hex digits that name config, recipe version and data: few images tell, not all."""
     return fingerprint(config, load_images(config.dataset, "train", config.size, limit=16))
 
 

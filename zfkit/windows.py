@@ -161,7 +161,7 @@ def _check_reshapes(steps):
             step.below[1:].numel(),
         ):
             raise NotAChain(
-                f"{step.name} makes {tuple(step.above)} of {tuple(step.below)}, which is no flatten"
+                f"{step.name} makes {tuple(step.above)} of {tuple(step.below)}: no flatten"
             )
 
 
@@ -189,7 +189,7 @@ def _reads(firsts, extent, units, axis) -> tuple[list, Tensor]:
 
 
 def _patches(layer: Layer, window: Window, inputs) -> Tensor:
-    """The inputs of each window, (B, C, h, w): from the window below, else from the clean map."""
+    """The inputs of each window, (B, C, h, w): of the window below, else of the clean map."""
     (y, x), (h, w), batch = inputs, window.maps.shape[2:], torch.arange(len(window.maps))
     row, col = (
         i - torch.tensor(first)[:, None]

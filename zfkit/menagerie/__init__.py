@@ -1,4 +1,4 @@
-"""Menagerie: a seeded picture set with exact ground truth for looking inside a small network."""
+"""Menagerie: seeded pictures with exact ground truth for looking inside a small network."""
 
 from .cache import cached, cached_scenes
 from .raster import DECOYS, IDS, PARTS

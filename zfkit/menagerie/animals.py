@@ -1,7 +1,7 @@
-"""Dog, cat, rabbit, bear, owl and fish: each draws on brush g with random stream r and colours c.
+"""Dog, cat, rabbit, bear, owl, fish: each draws on brush g by random stream r and colours c.
 
-A frontal face is turned a little by yaw in -1..1: its features move towards that side, the far eye and ear
-narrow, the ears (behind the axis of the head) move the other way.
+A frontal face is turned a little by yaw in -1..1: its features move towards that side, the far
+eye and ear narrow, the ears (behind the axis of the head) move the other way.
 """
 
 from .raster import blob, both, curve, ellipse, poly, rrect, stroke
@@ -84,7 +84,7 @@ def snout(g, x, y, c, oval):
 
 
 def face(g, r, c, ears, behind=True, muzzle=0.27, oval=False, eyes=0.155, slit=False, **extra):
-    """Sitting animal seen from the front; ears(g, c, w, h, yaw) draws behind or before the head.
+    """Sitting animal, seen from the front; ears(g, c, w, h, yaw) draws behind or before it.
 
     extra: patch (side of one round an eye), tongue and teeth (their probabilities).
     """

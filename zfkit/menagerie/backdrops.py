@@ -1,4 +1,4 @@
-"""Nine families of backdrops and the things that stand in front, in the frame [0, 1]^2 of the picture."""
+"""Nine families of backdrops, and things that stand in front; the picture is [0, 1]^2."""
 
 import math
 
@@ -8,7 +8,10 @@ from . import textures as T
 from .animals import WHITE
 from .raster import DECOYS, Brush, F, Layer, blob, circle, curve, ellipse, poly, rrect, stroke
 
-HEX = "e25c4a ee923e f4c44c 9ebe54 52a068 3a9c9e 62aada 4a6eba 8e70be cc6296 f0a4b0 966a48 dabc94 969ca6 ece6da 5c5e6c"
+HEX = (
+    "e25c4a ee923e f4c44c 9ebe54 52a068 3a9c9e 62aada 4a6eba 8e70be cc6296 f0a4b0 966a48"
+    " dabc94 969ca6 ece6da 5c5e6c"
+)
 PALETTE = [tuple(v / 255 for v in bytes.fromhex(code)) for code in HEX.split()]
 
 
@@ -17,7 +20,7 @@ def mix(a, b, t):
 
 
 def tone(r, *avoid, gap=0.3):
-    """A jittered palette colour whose RGB distance from those to avoid exceeds gap, if 20 draws find one."""
+    """A jittered palette colour, in RGB gap away from those to avoid if 20 draws find one."""
     for _ in range(20):
         c = tuple(min(1.0, max(0.0, v + r.uniform(-0.05, 0.05))) for v in r.choice(PALETTE))
         if all(
@@ -147,7 +150,7 @@ def stray(g, r, ground, gap):
 
 
 def backdrop(kind, r, size, base, level):
-    """Layer of a family's backdrop, its colours away from base, with stray decoys; their ids in its part map."""
+    """Layer of a family's backdrop, its colours away from base; decoys' ids in its part map."""
     a, b = tone(r, base, gap=level["gap"]), tone(r, base, gap=level["gap"])
     layer = Layer(size)
     g = Brush(layer, (size, 0, 0, 0, size, 0), line=0)

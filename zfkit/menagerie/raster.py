@@ -1,7 +1,8 @@
 """Anti-aliased polygons on numpy layers: exact along x, four sub-scanlines a pixel along y.
 
-Shapes are arrays [N, 2] in object units, y down, or lists of such rings painted at once. On arrays only
-+ - * / sqrt floor rint bincount cumsum are used and vertices are rounded to 1/256 px: equal bytes everywhere.
+Shapes are arrays [N, 2] in object units, y down, or lists of such rings painted at once. On
+arrays only + - * / sqrt floor rint bincount cumsum are used and vertices are rounded to 1/256
+px: equal bytes everywhere.
 """
 
 import math
@@ -12,9 +13,9 @@ import numpy as np
 F = np.float32
 SUB = 4
 PARTS = tuple(
-    "none body head eye nose mouth ear muzzle limb wing fin tail wheel window bumper light roof wall door dial "
-    "hand bell key hull sail mast gore basket petal disc leaf stem crown trunk fruit frame handlebar saddle "
-    "rope screen".split()
+    "none body head eye nose mouth ear muzzle limb wing fin tail wheel window bumper light roof"
+    " wall door dial hand bell key hull sail mast gore basket petal disc leaf stem crown trunk"
+    " fruit frame handlebar saddle rope screen".split()
 )
 DECOYS = tuple(
     f"stray_{kind}" for kind in "oval blob box triangle squiggle ring rosette".split()
@@ -49,7 +50,7 @@ class Path:
 
 
 def coverage(xy, after, size):
-    """Covered share of each pixel: (y0, x0, float32 [h, w]), or None where nothing lies in the picture."""
+    """Covered share of each pixel, (y0, x0, float32 [h, w]); None outside the picture."""
     x, y = xy
     x0, y0 = max(math.floor(x.min()), 0), max(math.floor(y.min()), 0)
     w, h = min(math.ceil(x.max()), size) - x0, min(math.ceil(y.max()), size) - y0
@@ -98,7 +99,7 @@ class Layer:
 
 
 class Brush:
-    """Paints shapes of a local frame, pixel = (a x + b y + tx, c x + d y + ty), and notes keypoints."""
+    """Paints in a frame, pixel = (a x + b y + tx, c x + d y + ty), and notes keypoints."""
 
     def __init__(self, layer, m, keys=None, skip=(), line=0.03, root=None):
         self.layer, self.m, self.skip, self.line = layer, m, skip, line
@@ -109,7 +110,7 @@ class Brush:
         )  # patterns live in the object's frame, so they stick to the object
 
     def at(self, x=0.0, y=0.0, s=1.0, rot=0.0):
-        """Child frame at (x, y), scaled by s and turned by rot degrees; outlines keep their width."""
+        """Child frame at (x, y), scaled by s, turned by rot degrees; outlines as wide."""
         a, b, tx, c, d, ty = self.m
         k, q = math.cos(math.radians(rot)) * s, math.sin(math.radians(rot)) * s
         x, y = a * x + b * y + tx, c * x + d * y + ty
@@ -121,7 +122,7 @@ class Brush:
         self.keys[name] = (a * x + b * y + tx, c * x + d * y + ty)
 
     def fill(self, shape, colour, part="none", tex=None, shade=0.22, line=None, opacity=1.0):
-        """Paint an outline (line units wide), then the shape with pattern tex = (weight, colour) and shading."""
+        """Paint outline (line wide), shape, its pattern tex = (weight, colour), shading."""
         if part in self.skip:
             return
         path = Path(shape if isinstance(shape, list) else [shape], self.m)

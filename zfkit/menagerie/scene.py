@@ -14,7 +14,8 @@ from .backdrops import BACKDROPS, backdrop, darken, foreground, mix, tone
 from .raster import PARTS, Brush, F, Layer
 
 NAMES = tuple(
-    "dog cat rabbit bear owl fish car pickup bicycle clock house keyboard boat balloon flower tree".split()
+    "dog cat rabbit bear owl fish car pickup bicycle clock house keyboard boat balloon flower"
+    " tree".split()
 )
 CONTEXT = {
     "boat": "water",
@@ -22,12 +23,14 @@ CONTEXT = {
 }  # the one stated correlation, with probability 0.85
 LEVELS = {
     "standard": dict(
-        scale=(0.50, 0.92), rotation=20, slack=0.06, front=(0, 0, 1, 1, 2), reach=0.15, stray=3, gap=0.15,
-        gain=(0.75, 1.15), gradient=(0, 0.45), tint=0.10, noise=(0, 8), blur=0.3, grey=0.05,
+        scale=(0.50, 0.92), rotation=20, slack=0.06, front=(0, 0, 1, 1, 2), reach=0.15, stray=3,
+        gap=0.15, gain=(0.75, 1.15), gradient=(0, 0.45), tint=0.10, noise=(0, 8), blur=0.3,
+        grey=0.05,
     ),
     "hard": dict(
-        scale=(0.36, 0.92), rotation=32, slack=0.10, front=(0, 1, 2, 2, 3), reach=0.20, stray=6, gap=0.0,
-        gain=(0.5, 1.25), gradient=(0.1, 0.7), tint=0.16, noise=(8, 36), blur=0.5, grey=0.15,
+        scale=(0.36, 0.92), rotation=32, slack=0.10, front=(0, 1, 2, 2, 3), reach=0.20, stray=6,
+        gap=0.0, gain=(0.5, 1.25), gradient=(0.1, 0.7), tint=0.16, noise=(8, 36), blur=0.5,
+        grey=0.15,
     ),
 }  # fmt: skip
 SHOW = ("all", "background")
@@ -38,10 +41,11 @@ POSE = ("dx", "dy", "scale", "rotation", "flip")
 class Scene:
     """A picture of size S and what is true of it.
 
-    image uint8 [S, S, 3]; parts uint8 [S, S], the visible part as an index into IDS (PARTS, then DECOYS); decoys
-    uint8 [S, S], the stray thing that is seen there, likewise, 0 where there is none; visible and amodal bool [S, S],
-    the object as seen and as if nothing stood in front; keypoints name -> (x, y, visible) in pixels;
-    pose dx, dy (shares of S, from the centre), scale (side of the object / S), rotation (degrees), flip.
+    image uint8 [S, S, 3]; parts uint8 [S, S], the visible part as an index into IDS (PARTS,
+    then DECOYS); decoys uint8 [S, S], the stray thing that is seen there, likewise, 0 where
+    there is none; visible and amodal bool [S, S], the object as seen and as if nothing stood in
+    front; keypoints name -> (x, y, visible) in pixels; pose dx, dy (shares of S, from the
+    centre), scale (side of the object / S), rotation (degrees), flip.
     """
 
     image: np.ndarray
@@ -73,8 +77,9 @@ def colours(r):
         dark=mix(base, INK, 0.72),
     )
     fixed = dict(
-        white=WHITE, pink=PINK, horn=(0.95, 0.68, 0.2), glass=(0.74, 0.88, 0.95), lamp=(1.0, 0.93, 0.62),
-        wood=(0.52, 0.37, 0.25), green=(0.33, 0.62, 0.32), metal=(0.78, 0.79, 0.83),
+        white=WHITE, pink=PINK, horn=(0.95, 0.68, 0.2), glass=(0.74, 0.88, 0.95),
+        lamp=(1.0, 0.93, 0.62), wood=(0.52, 0.37, 0.25), green=(0.33, 0.62, 0.32),
+        metal=(0.78, 0.79, 0.83),
     )  # fmt: skip
     for name, colour in fixed.items():  # tinted, so that they give no class away
         setattr(c, name, mix(colour, tone(r), 0.08 if name == "white" else 0.35))
@@ -102,7 +107,7 @@ def draw_pose(r, level):
 
 
 def frame(p, size):
-    """Affine map from object units to pixels, row by row; rounded, so that all that follows from it is exact."""
+    """Affine map from object units to pixels, by rows; rounded: all that follows is exact."""
     u, a, f = p["scale"] * size * 0.5, math.radians(p["rotation"]), -1 if p["flip"] else 1
     c, s = u * math.cos(a), u * math.sin(a)
     m = (c * f, -s, size * (0.5 + p["dx"]), s * f, c, size * (0.5 + p["dy"]))
@@ -205,11 +210,13 @@ def render(
     skip=(),
     show="all",
 ):
-    """Picture `index` of `seed` as a Scene; every other argument changes one thing and leaves all else, to the byte.
+    """Picture `index` of `seed` as a Scene; any other argument changes one thing alone.
 
-    size: side in pixels, at least 16; the same scene at any size. label: class name or number (index mod 16).
-    pose: overrides among dx, dy, scale, rotation, flip. level: "standard" or "hard". background_of: index whose
-    backdrop to take. skip: names of PARTS to leave out. show: "all", or "background" without object and shadow.
+    size: side in pixels, at least 16; the same scene at any size. label: class name or number
+    (index mod 16).
+    pose: overrides among dx, dy, scale, rotation, flip. level: "standard" or "hard".
+    background_of: index whose backdrop to take. skip: names of PARTS to leave out. show: "all",
+    or "background" without object and shadow.
     Raises ValueError naming a bad value and the valid ones.
     """
     label = check(index, size, label, pose, level, background_of, skip, show)
@@ -243,7 +250,7 @@ def render(
 
 
 def dataset(seed, n, size=64, level="standard", start=0):
-    """(images uint8 [n, S, S, 3], labels int64 [n]) of pictures start..start+n-1; label = index mod 16."""
+    """(uint8 [n, S, S, 3], int64 [n]) of pictures start..start+n-1; label = index mod 16."""
     images = np.empty((n, size, size, 3), np.uint8)
     for i in range(n):
         images[i] = render(seed, start + i, size, level=level).image

@@ -1,5 +1,8 @@
-"""Noise and patterns. A pattern is a function (u, v, px) -> weight in 0..1 of a second colour at the object
-coordinates u, v, where px is the size of a pixel; it is made from a random stream."""
+"""Noise and patterns.
+
+A pattern is a function (u, v, px) -> weight in 0..1 of a second colour at the object
+coordinates u, v, where px is the size of a pixel; it is made from a random stream.
+"""
 
 import numpy as np
 
@@ -44,7 +47,7 @@ def noise(t, u, v):
 
 
 def field(t, size, cells, ratio=1.0):
-    """Value noise over a whole picture, cells lattice cells across and ratio times as many down; separable."""
+    """Value noise over a picture, cells across and ratio times as many down; separable."""
     x = (np.arange(size, dtype=F) + F(0.5)) * F(cells / size)
     y = x * F(ratio)
     j, i = np.floor(x), np.floor(y)

@@ -1,4 +1,4 @@
-"""Vehicles, furniture, plants: each draws on brush g with random stream r and colours c, object in [-1, 1]^2."""
+"""Vehicles, furniture, plants in [-1, 1]^2; brush g, random stream r, colours c."""
 
 import math
 
