@@ -79,7 +79,7 @@ def pytest_terminal_summary(terminalreporter, config):
     spent = Counter()
     for report in sum(terminalreporter.stats.values(), []):
         for name, seconds in getattr(report, "user_properties", ()):
-            spent[together(report.nodeid)] += seconds * (name == "cpu")
+            spent[together(report.nodeid)] += seconds if name == "cpu" else 0
     if config.option.cpu and spent:
         terminalreporter.write_line(f"CPU seconds by file, {sum(spent.values()):.0f} in all")
         for file, seconds in spent.most_common():

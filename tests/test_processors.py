@@ -15,31 +15,38 @@ import torch
 from zfkit import feature_maps, load_images, load_network, occlusion_maps, project, strongest
 from zfkit.files import read_tensors, write_tensors
 
-LAYER, UNITS, SEEN = "conv5", 12, 1e-3
+NETWORKS = {
+    "zfnet-menagerie": ["conv1", "conv3", "conv5", "fc8"],
+    "vgg-menagerie": ["conv1_2", "conv3_2", "conv5_2", "fc7"],
+}
+IMAGES, UNITS, SEEN = 4, 4, 1e-3
 SWEPT = ("probability", "label", "activity")
 NARROW = dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
 
 
 def computed(threads: int, onednn: bool) -> dict[str, torch.Tensor]:
-    """Maps, strongest units, their projections and sweeps of the square, of a trained network on drawings."""
-    net, card = load_network("zfnet-menagerie")
-    images, labels, _ = load_images("menagerie", limit=16)
-    normalized, before = card.normalize(images), torch.get_num_threads()
+    """Maps, strongest units, their projections and a sweep of the square, of two trained networks on drawings."""
+    found = {}
+    for network, layers in NETWORKS.items():
+        seen = of_one(*load_network(network), layers, threads, onednn)
+        found |= {f"{name} {network}": values for name, values in seen.items()}
+    return found
+
+
+def of_one(net, card, layers, threads, onednn) -> dict[str, torch.Tensor]:
+    images, labels, _ = load_images("menagerie", size=card.size, limit=IMAGES)
+    layer, normalized, before = layers[-2], card.normalize(images), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.backends.mkldnn.flags(enabled=onednn):
-            found = feature_maps(net, normalized, ["conv1", "conv3", LAYER, "fc8"])
-            best = strongest(net, images, [LAYER], 3, card.normalize)[LAYER].of(range(UNITS))
+            found = feature_maps(net, normalized, layers)
+            best = strongest(net, images, [layer], 3, card.normalize)[layer].of(range(UNITS))
             found |= {f"strongest {field}": values for field, values in best._asdict().items()}
             unit = torch.arange(UNITS), torch.stack([best.row[0], best.col[0]], 1)
             for route in ("mirror", "gradient"):
-                found[f"projections {route}"] = project(net, normalized[best.image[0]], LAYER, *unit, route=route)
-            for number in (0, 1):
-                image, label = normalized[number : number + 1], int(labels[number])
-                maps = occlusion_maps(net, image, label, 24, 28, layer=LAYER, channel=5)
-                found |= {
-                    f"square {number} {field}": values for field, values in maps._asdict().items() if field in SWEPT
-                }
+                found[f"projections {route}"] = project(net, normalized[best.image[0]], layer, *unit, route=route)
+            maps = occlusion_maps(net, normalized[:1], int(labels[0]), 24, 28, layer=layer, channel=5)
+            found |= {f"square {field}": values for field, values in maps._asdict().items() if field in SWEPT}
     finally:
         torch.set_num_threads(before)
     return found
@@ -55,7 +62,7 @@ def narrow(tmp_path_factory):
     """The same, from a process whose vectors are no wider than AVX2's."""
     folder = tmp_path_factory.mktemp("processors")
     env = os.environ | NARROW | dict(PYTHONPATH=str(Path(__file__).parents[1]))
-    subprocess.run([sys.executable, __file__, folder], env=env, check=True, timeout=120)
+    subprocess.run([sys.executable, __file__, folder], env=env, check=True, timeout=300)
     return folder
 
 

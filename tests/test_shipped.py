@@ -98,7 +98,7 @@ def test_the_network_of_photographs_is_of_use_and_ends_its_series():
 
 def test_weights_stay_small():
     sizes = {path.name: path.stat().st_size for path in weights_folder().iterdir()}
-    assert sum(sizes.values()) < 55e6
+    assert sum(sizes.values()) < 70e6  # as the house allows the folder
     assert sum(size for name, size in sizes.items() if name.startswith("zfnet-photos")) < 25e6
 
 

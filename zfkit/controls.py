@@ -86,8 +86,11 @@ class Directions(nn.Module):
     chain where `net` is one.    ValueError for an unknown layer.    Source: Szegedy et al.
     2013, sec. 3: random directions of a layer as control for its single channels.
 
-    >>> other = Directions(net, {"conv4": torch.randn(64, 128)})
-    >>> picture = zfkit.project(other, normalized, "conv4 directions", 5)
+    >>> import zfkit
+    >>> net, images = zfkit.zfnet(10, size=80, fc=(16, 16)), torch.rand(2, 3, 80, 80)
+    >>> other = Directions(net, {"conv4": torch.randn(5, 384)})
+    >>> zfkit.project(other, images, "conv4 directions", 4).shape
+    torch.Size([2, 3, 80, 80])
     """
 
     def __init__(self, net: nn.Module, vectors: dict[str, Tensor]):

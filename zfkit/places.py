@@ -79,7 +79,7 @@ def tiles_of(rows: int, cols: int, side: int) -> list[Tensor]:
 
 
 def pair_of(what, value) -> tuple[int, int]:
-    """(rows, columns) of a whole number or a pair; ValueError with `what` it was for."""
+    """(rows, columns) of a number or a pair; ValueError that names `what` it is."""
     try:
         rows, cols = value if isinstance(value, (tuple, list)) else (value, value)
         return index(rows), index(cols)
@@ -90,7 +90,7 @@ def pair_of(what, value) -> tuple[int, int]:
 
 
 def checked_places(places, last) -> Tensor:
-    """The places as a tensor (N, 2); ValueError unless they lie between [0, 0] and `last`."""
+    """The places as a tensor (N, 2); ValueError for one outside [0, 0] to `last`."""
     places = torch.as_tensor(places)
     if (
         places.dim() != 2
