@@ -85,7 +85,8 @@ def cache() -> tuple[bool, str]:
     if not (there.is_dir() and os.access(there, os.W_OK)):
         return False, f"cache: cannot write to {folder}; do set ZFKIT_CACHE to where you may"
     drawn = any(folder.glob("*menagerie*")) if folder.is_dir() else False
-    return True, f"cache: {folder}, drawings {'kept' if drawn else 'made when first asked for'}"
+    name = folder.relative_to(repo_root()) if folder.is_relative_to(repo_root()) else folder
+    return True, f"cache: {name}, drawings {'kept' if drawn else 'made when first asked for'}"
 
 
 def weights() -> tuple[bool, str]:
