@@ -266,7 +266,7 @@ def recorded(chapter: str | None = None, folder: Path | None = None, **where) ->
     layout, which named four parameters, are read too; what did not hold there is judged by its
     interval.
 
-    >>> recorded("05", QUICK=False)[0]["claims"][14]["verdict"]
+    >>> recorded("05", DATASET="menagerie")[0]["claims"][14]["verdict"]
     'holds'
     """
     runs = []
