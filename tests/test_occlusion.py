@@ -577,7 +577,7 @@ def test_refusals_name_the_value_and_the_valid_ones(wrong, message, method):
 
 def test_networks_that_cannot_be_swept_are_refused():
     image = torch.zeros(1, 3, 24, 24)
-    with pytest.raises(ValueError, match=r"the network gives \(1, 4, 22, 22\), not scores of classes"):
+    with pytest.raises(ValueError, match=r"the network gives \(1, 4, 22, 22\), not class scores"):
         occlusion_maps(convolutions()[:2], image, 0, 8, 8)
     mixing = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), *convolutions())
     with pytest.raises(ValueError, match="'0' normalises over its batch"):

@@ -412,7 +412,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 def test_the_command_line_trains_changes_fields_and_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(CONFIGS, "tiny", TINY)
-    monkeypatch.setattr(training, "load_images", lambda name, split, size: DATA[split])
+    monkeypatch.setattr(training, "load_images", lambda name, split, size, limit: DATA[split])
     monkeypatch.setattr(training, "cache_dir", lambda: tmp_path)
     changes = ["--set", "epochs=1", "--set", "network.fc=[8, 8]", "--set", "snapshots=[1]"]
     assert door.train_command(["tiny", *changes]) == 0
