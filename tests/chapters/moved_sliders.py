@@ -28,7 +28,7 @@ def right(box) -> bool:
     return data in shown and f'alt="{explorers.html.escape(alt)}"' in shown
 
 
-async def moved(box) -> dict:
+async def box_moved(box) -> dict:
     """What a box showed for the tried values of each control."""
     found = {}
     for name, control in box.controls.items():
@@ -48,4 +48,4 @@ async def moved(box) -> dict:
 
 async def report() -> str:
     """All boxes, as JSON."""
-    return json.dumps({name: await moved(box) for name, box in explorers.BOXES.items()})
+    return json.dumps({name: await box_moved(box) for name, box in explorers.BOXES.items()})

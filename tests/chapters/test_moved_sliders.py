@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from ipywidgets import Dropdown, IntSlider
-from moved_sliders import moved
+from moved_sliders import box_moved
 from test_chapters import check_moves
 
 from zfkit.explorers import live
@@ -25,13 +25,13 @@ def box(render=bars, alt=words, **options):
 
 
 def test_a_right_box_passes_with_first_last_and_middle_values():
-    seen = asyncio.run(moved(box()))
+    seen = asyncio.run(box_moved(box()))
     assert seen["layer"]["values"] == ["conv1", "conv2"] and seen["channel"]["values"] == [0, 9, 4]
     check_moves("bars", seen)
 
 
 def test_a_range_that_hangs_on_another_control_is_kept():
-    seen = asyncio.run(moved(box(limits=lambda layer, channel: {"channel": 5 if layer == "conv2" else 9})))
+    seen = asyncio.run(box_moved(box(limits=lambda layer, channel: {"channel": 5 if layer == "conv2" else 9})))
     assert max(seen["channel"]["values"]) == 5
 
 
@@ -53,4 +53,4 @@ def exchanged():
 )
 def test_each_fault_is_seen(make, fault):
     with pytest.raises(AssertionError, match=fault):
-        check_moves("bars", asyncio.run(moved(make())))
+        check_moves("bars", asyncio.run(box_moved(make())))
