@@ -219,8 +219,8 @@ def test_modules_say_what_they_are():
 
 def test_folders_keep_their_sizes():
     sizes = {path: path.stat().st_size for path in tracked()}
-    tensors = {ROOT / "data" / "weights", ROOT / "data" / "runs"}  # folders with bounds of their own
-    assert not [path for path, size in sizes.items() if size > 6e6 and not tensors & set(path.parents)]
+    weights = ROOT / "data" / "weights"
+    assert not [path for path, size in sizes.items() if size > 6e6 and weights not in path.parents]
     for folder, most in (("data/weights", 70e6), ("data/runs", 20e6), (".", 150e6)):
         total = sum(size for path, size in sizes.items() if (ROOT / folder) in path.parents)
         assert total <= most, f"{folder} holds {total / 1e6:.1f} MB, more than {most / 1e6:.0f}"
@@ -229,7 +229,7 @@ def test_folders_keep_their_sizes():
 def test_results_are_verdicts_and_nothing_else():
     folder = ROOT / "data" / "results"
     strays = [path.name for path in tracked() if folder in path.parents and not is_record(path)]
-    assert set(strays) <= {"trainings-06.json"}  # a recorded training, which belongs to data/runs
+    assert not strays
 
 
 def is_record(path: Path) -> bool:

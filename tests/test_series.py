@@ -148,16 +148,20 @@ def test_recorded_runs_come_back_with_config_history_and_tensors(runs, tmp_path)
 
 def test_a_run_that_is_there_is_not_recorded_again_and_another_recipe_takes_its_place(runs):
     assert missing("06", [seeded(0), seeded(2), seeded(1)]) == [seeded(2)]
-    before = (runs / "runs.json").read_bytes(), (runs / "tensors.safetensors").read_bytes()
+    before = {path.name: path.read_bytes() for path in runs.iterdir()}
+    assert len(before) == 3  # the list, and a file a run
     history = json.loads((runs / "runs.json").read_text())["tiny-s0"]["history"]
     record_run("06", seeded(0), start_network(TINY), history)
-    assert before == ((runs / "runs.json").read_bytes(), (runs / "tensors.safetensors").read_bytes())
+    assert before == {path.name: path.read_bytes() for path in runs.iterdir()}
     other = replace(seeded(0), lr=0.01)
     assert missing("06", [other]) == [other] and missing("07", [other]) == [other]
     record_run("06", other, start_network(other), history, keep=["fc8"])
     found = recorded_runs("06")
     assert list(found["tiny-s0"]["tensors"]) == ["fc8.bias", "fc8.weight"] and found["tiny-s0"]["config"]["lr"] == 0.01
-    assert set(found["tiny-s1"]["tensors"]) == set(recorded_runs("06")["tiny-s1"]["tensors"])
+    assert set(found["tiny-s1"]["tensors"]) == {
+        k for k in start_network(TINY).state_dict() if k.startswith(("conv1", "bn1"))
+    }
+    assert len(list(runs.iterdir())) == 3  # the file of the run that was replaced is gone
 
 
 def test_a_recording_killed_between_its_files_leaves_the_old_runs_and_goes_on(runs, monkeypatch):
@@ -174,9 +178,13 @@ def test_a_recording_killed_between_its_files_leaves_the_old_runs_and_goes_on(ru
     assert list(recorded_runs("06")) == ["tiny-s0", "tiny-s1", "tiny-s2"]
 
 
+def tensors_of(folder):
+    return next(folder.glob("tiny-s0-*.safetensors"))
+
+
 RUN_FAULTS = dict(
-    no_tensors=(lambda folder: (folder / "tensors.safetensors").unlink(), "tensors.safetensors"),
-    foreign=(lambda folder: overwrite(folder / "tensors.safetensors"), "the tensors of tiny-s0 are not those"),
+    no_tensors=(lambda folder: tensors_of(folder).unlink(), "tiny-s0-.*safetensors"),
+    foreign=(lambda folder: overwrite(tensors_of(folder)), "the tensors of tiny-s0 are not those"),
     not_json=(lambda folder: (folder / "runs.json").write_text("{"), "runs.json"),
     no_runs=(lambda folder: (folder / "runs.json").write_text('{"a": 3}'), "runs.json: a lacks config"),
     gone=(lambda folder: (folder / "runs.json").unlink(), "no recorded trainings of 06.*valid: none"),

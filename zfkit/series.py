@@ -16,7 +16,7 @@ from .training import half, identity
 from .weights import facts, load_network
 
 SERIES = "series.json"  # of a recorded series: its network, and the sha256 of each epoch's file
-RUNS, TENSORS = "runs.json", "tensors.safetensors"  # of a chapter's recorded runs
+RUNS = "runs.json"  # of a chapter's recorded runs; beside it a file of tensors for each
 
 
 def snapshots(name: str | Path, net: nn.Module | None = None) -> dict[int, nn.Module]:
@@ -125,7 +125,7 @@ def record_run(chapter: str, config, net, history: dict, keep=("conv", "bn")) ->
 
     chapter: two digits.    history: as `train` gives it; the rows of its epochs are rounded to
     five digits.    keep: how the names of the tensors begin that are kept, float16 for two or
-    more dimensions. Both files are replaced whole, the tensors first: what is listed is there.
+    more dimensions, in a file for each run, written before the list names it.
     A run that is, of this config, data and recipe, is left as it is. One process a chapter.
     Raises ValueError for a chapter that is none, and if `keep` names no tensor of the net.
 
@@ -148,15 +148,20 @@ def record_run(chapter: str, config, net, history: dict, keep=("conv", "bn")) ->
 
 
 def _add(folder: Path, name: str, about: dict, state: dict) -> Path:
-    """Write both files with this run in them; tensors of runs that are not listed go."""
+    """Write the tensors, then the list with this run in it; files that it does not name go."""
     runs = _listed(folder) | {name: about}
-    kept = read_tensors(folder / TENSORS)[0] if len(runs) > 1 else {}
-    others = runs.keys() - {name}
-    kept = {key: t for key, t in kept.items() if key.partition("/")[0] in others}
-    write_tensors(folder / TENSORS, kept | {f"{name}/{key}": t for key, t in state.items()})
+    write_tensors(_tensors_of(folder, name, about), state)
     lines = [f"{json.dumps(run)}: {json.dumps(runs[run], allow_nan=False)}" for run in runs]
     files.write_bytes(folder / RUNS, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    named = {_tensors_of(folder, *run) for run in runs.items()}
+    for path in set(folder.glob("*.safetensors")) - named:
+        path.unlink()
     return folder / RUNS
+
+
+def _tensors_of(folder: Path, name: str, about: dict) -> Path:
+    """The file of a run's tensors; another training of that name has another file."""
+    return folder / f"{name}-{about['sha256'][:8]}.safetensors"
 
 
 def missing(chapter: str, configs) -> list:
@@ -181,12 +186,13 @@ def recorded_runs(chapter: str) -> dict[str, dict]:
         valid = sorted(path.parent.name for path in folder.parent.glob(f"*/{RUNS}"))
         valid = ", ".join(valid) or "none"
         raise ValueError(f"no recorded trainings of {chapter} in {folder}; valid: {valid}")
-    runs, tensors = _listed(folder), read_tensors(folder / TENSORS)[0]
+    runs = _listed(folder)
     for name, run in runs.items():
-        run["tensors"] = _under(name, tensors)
+        path = _tensors_of(folder, name, run)
+        run["tensors"] = read_tensors(path)[0]
         if _digest(run["tensors"]) != run["sha256"]:
             reason = f"the tensors of {name} are not those that {RUNS} names"
-            raise ValueError(f"{folder / TENSORS}: {reason}")
+            raise ValueError(f"{path}: {reason}")
     return runs
 
 
