@@ -1,9 +1,13 @@
 """Pooling with switches and unpooling, against a sheet of paper, a loop and autograd."""
 
+import itertools
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from zfkit import project, switches
 from zfkit.switches import pool_with_switches, unpool
 
 PLANE = torch.tensor([[1.0, 2.0, 0.0, 3.0], [5.0, 0.0, 1.0, 1.0], [0.0, 7.0, 2.0, 2.0], [4.0, 1.0, 0.0, 6.0]])[
@@ -83,6 +87,64 @@ def test_sum_is_the_adjoint_of_pooling(geometry):
 def test_ties_go_to_the_first_in_reading_order():
     pooled, switches = pool_with_switches(torch.zeros(1, 1, 4, 4), 2)
     assert switches[0, 0].tolist() == [[0, 2], [8, 10]]
+
+
+def first_of_equals(plane, geometry, tie):
+    """The switches of one plane by a plain loop: the first place whose value is the maximum's but for `tie`."""
+    kernel, stride, padding, dilation, _ = geometry
+    pooled, found = F.max_pool2d(plane[None, None], *geometry)[0, 0], []
+    for y, x in itertools.product(*map(range, pooled.shape)):
+        corner = y * stride - padding, x * stride - padding
+        steps = [step * dilation for step in range(kernel)]
+        places = [(corner[0] + i, corner[1] + j) for i in steps for j in steps]
+        inside = [(i, j) for i, j in places if 0 <= i < plane.shape[0] and 0 <= j < plane.shape[1]]
+        top = max(plane[place].item() for place in inside)
+        row, col = next(place for place in inside if plane[place].item() >= top - tie * abs(top))
+        found.append(row * plane.shape[1] + col)
+    return torch.tensor(found).view(pooled.shape)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype, tie", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_maxima_equal_up_to_rounding_go_to_the_first_place(geometry, dtype, tie, layout, monkeypatch):
+    torch.manual_seed(2)
+    maps = torch.randint(-2, 3, (3, 4, 12, 10)).to(dtype)  # many ties
+    maps *= 1 + torch.tensor([0.0, tie / 3, 3 * tie], dtype=dtype)[torch.randint(3, maps.shape)]
+    monkeypatch.setattr(switches, "CACHED", 200)  # several turns
+    pooled, found = pool_with_switches(maps.to(memory_format=layout), *geometry)
+    assert torch.equal(pooled, F.max_pool2d(maps, *geometry))
+    expected = [first_of_equals(plane, geometry, tie) for plane in maps.flatten(0, 1)]
+    assert torch.equal(found.flatten(0, 1), torch.stack(expected))
+    assert not torch.equal(found, F.max_pool2d(maps, *geometry, return_indices=True)[1])
+
+
+@pytest.mark.parametrize("geometry", [*GEOMETRIES, ((3, 2), (2, 1), (1, 0), 1, True)])
+def test_without_ties_the_switches_are_torchs(geometry):
+    torch.manual_seed(3)
+    for maps in (torch.randn(2, 3, 17, 19, dtype=torch.float64), torch.randint(-9, 9, (2, 3, 9, 9)).bfloat16()):
+        ours, torchs = pool_with_switches(maps, *geometry), F.max_pool2d(maps, *geometry, return_indices=True)
+        assert all(map(torch.equal, ours, torchs))
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_values_that_are_no_numbers_are_left_to_torch(value):
+    maps = torch.randn(1, 2, 8, 8)
+    maps[0, 0, 2:7, 2:7] = value
+    ours, torchs = pool_with_switches(maps, 3, 2, 1), F.max_pool2d(maps, 3, 2, 1, return_indices=True)
+    assert torch.equal(ours[1], torchs[1])
+
+
+def test_a_projection_hangs_on_the_unit_not_on_the_arithmetic():
+    """Values apart by rounding, as another order of adding gives them, lead both routes to the same picture."""
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(4, 2, 3), nn.ReLU()).eval()
+    image, noise = torch.full((1, 3, 21, 21), 0.5), 1 + 1e-7 * torch.randn(1, 3, 21, 21)
+    unit = dict(layer="4", channel=1, position=(3, 3), start=1.0)
+    plain = project(net, image, **unit)
+    assert plain.any()
+    for route in ("mirror", "gradient"):
+        torch.testing.assert_close(project(net, image * noise, route=route, **unit), plain, rtol=1e-5, atol=1e-7)
 
 
 def test_refusals_name_the_values():

@@ -55,7 +55,7 @@ def _filter(module, dtype):
 
 def _largest(module, dtype):
     shape = module.kernel_size, module.stride, 0, module.dilation
-    return lambda maps, **more: F.max_pool2d(maps, *shape, **more)
+    return lambda maps: F.max_pool2d(maps, *shape)
 
 
 def _mean(module, dtype):

@@ -140,7 +140,8 @@ class Chain:
             if what.field == "window":
                 maps = _fill_outside(maps, windows[j], layer.below, what.beyond)
             if what.down == "unpool":
-                maps, switches[j] = run(maps, return_indices=True)
+                size, stride, _, dilation, _ = pool_shape(layer.module)
+                maps, switches[j] = pool_with_switches(maps, size, stride, 0, dilation)
             else:
                 maps = run(maps)
         return switches

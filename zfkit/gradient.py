@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .forward import Calls, module_at_work, place, run_to
 from .normalization import _Normalized, contrast_normalization
-from .switches import unpool
+from .switches import pool_with_switches, unpool
 
 # torch's names of functions and methods, without the last "_" of those in place
 SUMS = set(  # of any number of maps: sums, and places changed
@@ -111,11 +111,12 @@ class _WayUp:
             layer = partial(_relu, self.rule)
         elif function in (F.local_response_norm, contrast_normalization) and self.lrn == "skip":
             layer = partial(_skipped, function)
+        elif title in POOLS and "pool2d" in title:
+            if self.overlap == "max" or (title.startswith("max") and arguments[0].dim() == 4):
+                layer = partial(_pool, title, self.overlap)
         elif title in POOLS and self.overlap == "max":
-            if "pool2d" not in title:
-                where = place(self.names)
-                raise ValueError(f"no overlap='max' for {title}() {where}; valid: 'sum'")
-            layer = partial(_pool_for_the_largest, title)
+            where = place(self.names)
+            raise ValueError(f"no overlap='max' for {title}() {where}; valid: 'sum'")
         if layer is None:
             return function(*arguments, **named)
         maps, *rest = arguments
@@ -266,8 +267,13 @@ def _skipped(function, maps, *arguments, **named):
     return function(maps, *arguments, **named), lambda signal: signal
 
 
-def _pool_for_the_largest(title, maps, *arguments, **named):
-    pool = F.adaptive_max_pool2d if title.startswith("adaptive") else F.max_pool2d
-    pooled, switches = pool(maps, *arguments, **named | {"return_indices": True})
+def _pool(title, overlap, maps, *arguments, **named):
+    if title.startswith("adaptive"):
+        named |= {"return_indices": True}
+        pooled, switches = F.adaptive_max_pool2d(maps, *arguments, **named)
+    else:
+        asked = {key.removesuffix("_size"): value for key, value in named.items()}
+        asked.pop("return_indices", None)
+        pooled, switches = pool_with_switches(maps, *arguments[:5], **asked)
     above = (pooled, switches) if title.endswith("indices") else pooled
-    return above, lambda signal: unpool(signal, switches, maps.shape[2:], "max")
+    return above, lambda signal: unpool(signal, switches, maps.shape[2:], overlap)
