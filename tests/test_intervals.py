@@ -21,6 +21,26 @@ def test_of_a_mean_over_few_rows_it_is_the_classical_interval(count):
     assert interval(values)[1] == pytest.approx((other.low, other.high), rel=1e-12)
 
 
+@pytest.mark.parametrize("right, count", [(3, 3), (0, 4), (9, 10), (7, 19)])
+def test_of_a_share_over_few_rows_it_is_wilsons(right, count):
+    rows, z = np.arange(count) < right, stats.norm.ppf(0.975)
+    value, ends = interval(rows)
+    middle = (right + z * z / 2) / (count + z * z)
+    half = z / (count + z * z) * np.sqrt(right * (count - right) / count + z * z / 4)
+    assert value == right / count
+    assert ends == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-12)
+    assert interval(rows, lambda some: 2 * some.mean())[1] != pytest.approx([2 * end for end in ends])
+
+
+@pytest.mark.parametrize("count, least", [(3, 0.87), (6, 0.93), (12, 0.9)])
+def test_a_share_over_few_rows_is_covered(count, least):
+    rng, true = np.random.default_rng(1), np.linspace(0.1, 0.9, 9)
+    ends = {right: interval(np.arange(count) < right)[1] for right in range(count + 1)}
+    found = [ends[right] for right in rng.binomial(count, np.repeat(true, 400))]
+    low, high = np.array(found).T
+    assert ((low <= np.repeat(true, 400)) & (np.repeat(true, 400) <= high)).mean() >= least
+
+
 def test_of_many_rows_it_is_as_wide_as_the_standard_error_and_seeded():
     values = np.random.default_rng(1).normal(5, 3, 400)
     value, (low, high) = interval(values)

@@ -1,4 +1,4 @@
-"""95 % intervals of a statistic over a few rows or many: Student's t, or the BCa bootstrap."""
+"""95 % intervals of a statistic over few rows or many: Student's t, Wilson's, BCa bootstrap."""
 
 import math
 from collections.abc import Callable
@@ -29,8 +29,9 @@ def interval(
     values: array whose first axis (images, units, networks or folds) is what varies; the
     columns of a row stay together. statistic(rows) -> one number. 3 to 19 rows: Student's t
     around the statistic with the jackknife's standard error, which for a mean is the classical
-    interval. From 20 rows on: the BCa bootstrap (Efron 1987) of 2000 draws, at the wider level
-    that Student's t asks of n rows (Hesterberg 2015); the same seed gives the same interval.
+    interval; for a share, the mean of rows that are 0 or 1, Wilson's (1927). From 20 rows on:
+    the BCa bootstrap (Efron 1987) of 2000 draws, at the wider level that Student's t asks of n
+    rows (Hesterberg 2015); the same seed gives the same interval.
     ValueError for no rows, or where values or statistic are not finite.
 
     >>> interval([0.2, 0.3, 0.4])
@@ -43,7 +44,9 @@ def interval(
     value, count = float(statistic(rows)), len(rows)
     if count < FEWEST:
         return value, None
-    low, high = (_by_t if count < MANY else _by_bootstrap)(rows, statistic, value, seed)
+    share = statistic is np.mean and rows.ndim == 1 and np.isin(rows, (0, 1)).all()
+    few = _by_wilson if share else _by_t
+    low, high = (few if count < MANY else _by_bootstrap)(rows, statistic, value, seed)
     if not math.isfinite(low + high):
         raise ValueError("no interval: the statistic is not finite on some of the rows")
     return value, Interval((min(low, value), max(high, value)), count)
@@ -63,6 +66,11 @@ def _by_t(rows, statistic, value: float, seed: int) -> tuple[float, float]:
     count = len(rows)
     error = math.sqrt((count - 1) * _left_out(rows, statistic).var())
     return value - factor(count) * error, value + factor(count) * error
+
+
+def _by_wilson(rows, statistic, value: float, seed: int) -> tuple[float, float]:
+    test = stats.binomtest(int(rows.sum()), len(rows))
+    return tuple(test.proportion_ci(LEVEL, method="wilson"))
 
 
 def _by_bootstrap(rows, statistic, value: float, seed: int) -> tuple[float, float]:
