@@ -4,8 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import book
-from .files import repo_root, results_folder, write_bytes
+# jsonschema would build a grammar of it at import, two seconds for links that no notebook has
+sys.modules.setdefault("rfc3987_syntax", None)
+
+from . import book  # noqa: E402
+from .files import repo_root, results_folder, write_bytes  # noqa: E402
 
 
 def arguments() -> argparse.ArgumentParser:

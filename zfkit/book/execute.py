@@ -8,8 +8,11 @@ which takes 1e-05 for a text and breaks an emoji in two. `@cell` is printed befo
 import json
 import sys
 
-import papermill
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+# jsonschema would build a grammar of it at import, two seconds for links that no notebook has
+sys.modules.setdefault("rfc3987_syntax", None)
+
+import papermill  # noqa: E402
+from nbclient.exceptions import CellTimeoutError, DeadKernelError  # noqa: E402
 
 INJECTED = {"injected-parameters", "papermill-error-cell-tag"}  # cells that a source lacks
 
