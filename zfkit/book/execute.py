@@ -33,6 +33,7 @@ def execute(job: dict) -> str:
 
     options = dict(execution_timeout=job["timeout"], on_cell_start=on_cell_start)
     options |= dict(kernel_name="python3", progress_bar=False, cwd=job["cwd"])
+    options["coalesce_streams"] = True  # how prints arrive hangs on how busy the machine is
     try:
         papermill.execute_notebook(job["source"], job["target"], job["values"], **options)
     except CellTimeoutError:
