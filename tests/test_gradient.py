@@ -180,6 +180,38 @@ REFUSED = {
 }  # fmt: skip
 
 
+CALLS = {
+    "by name": lambda maps: F.max_pool2d(input=maps, kernel_size=3, stride=2),
+    "torch's": lambda maps: torch.max_pool2d(input=maps, kernel_size=[3], stride=[2, 2]),
+    "with places": lambda maps: F.max_pool2d(maps, (3,), 2, return_indices=True)[0],
+}
+
+
+@pytest.mark.parametrize("overlap", ["sum", "max"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_pool_is_the_module_however_it_is_called(call, overlap):
+    flat = torch.full((2, 3, 14, 14), 0.5, dtype=torch.float64)
+    for pictures in (images(), flat):
+        expected = project(around(nn.MaxPool2d(3, 2)), pictures, "2", 1, route="mirror", overlap=overlap, start=1.0)
+        assert torch.equal(project(around(CALLS[call]), pictures, "2", 1, overlap=overlap, start=1.0), expected)
+
+
+def test_a_network_that_asks_for_the_places_gets_torchs():
+    """Its own forward pass is what is projected; the rule for ties is for the way down alone."""
+    seen = []
+
+    def unpooled(maps):
+        pooled, places = F.max_pool2d(maps, 2, return_indices=True)
+        seen.append(places.clone())
+        return F.max_unpool2d(pooled, places, 2)
+
+    net = around(unpooled)
+    nearly_flat = 1 + 1e-12 * images()
+    project(net, nearly_flat, "2", 1, start=1.0)
+    net(nearly_flat)
+    assert torch.equal(seen[0], seen[-1])
+
+
 def reason(net, layer="2", **options) -> str:
     with pytest.raises(ValueError) as error:
         project(net, images(8, 10), layer, 1, **options)

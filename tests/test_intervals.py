@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from zfkit import intervals
-from zfkit.intervals import interval
+from zfkit.intervals import interval, share
 
 
 def test_three_rows_by_hand():
@@ -21,24 +21,33 @@ def test_of_a_mean_over_few_rows_it_is_the_classical_interval(count):
     assert interval(values)[1] == pytest.approx((other.low, other.high), rel=1e-12)
 
 
-@pytest.mark.parametrize("right, count", [(3, 3), (0, 4), (9, 10), (7, 19)])
-def test_of_a_share_over_few_rows_it_is_wilsons(right, count):
+@pytest.mark.parametrize("right, count", [(3, 3), (0, 4), (9, 10), (20, 20), (38, 40)])
+def test_of_a_share_it_is_wilsons(right, count):
     rows, z = np.arange(count) < right, stats.norm.ppf(0.975)
-    value, ends = interval(rows)
+    value, ends = interval(rows, share)
     middle = (right + z * z / 2) / (count + z * z)
     half = z / (count + z * z) * np.sqrt(right * (count - right) / count + z * z / 4)
     assert value == right / count
     assert ends == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-12)
-    assert interval(rows, lambda some: 2 * some.mean())[1] != pytest.approx([2 * end for end in ends])
 
 
-@pytest.mark.parametrize("count, least", [(3, 0.87), (6, 0.93), (12, 0.9)])
-def test_a_share_over_few_rows_is_covered(count, least):
+@pytest.mark.parametrize("count, least", [(3, 0.87), (6, 0.93), (12, 0.9), (20, 0.92), (40, 0.92)])
+def test_a_share_is_covered(count, least):
     rng, true = np.random.default_rng(1), np.linspace(0.1, 0.9, 9)
-    ends = {right: interval(np.arange(count) < right)[1] for right in range(count + 1)}
+    ends = {right: interval(np.arange(count) < right, share)[1] for right in range(count + 1)}
     found = [ends[right] for right in rng.binomial(count, np.repeat(true, 400))]
     low, high = np.array(found).T
     assert ((low <= np.repeat(true, 400)) & (np.repeat(true, 400) <= high)).mean() >= least
+
+
+def test_a_share_is_said_and_never_guessed():
+    rows = [1, 0, 1, 1, 0]  # differences that happen to be 0 or 1
+    assert interval(rows)[1][0] < 0 < interval(rows, share)[1][0]
+    for wrong in ([0, 1, 2], [[0], [1], [1]]):
+        with pytest.raises(ValueError, match="0 or 1"):
+            interval(wrong, share)
+    with pytest.raises(ValueError, match="not finite"):
+        interval([1.0, 2.0], lambda rows: np.nan)
 
 
 def test_of_many_rows_it_is_as_wide_as_the_standard_error_and_seeded():

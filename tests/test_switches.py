@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -125,6 +126,22 @@ def test_without_ties_the_switches_are_torchs(geometry):
     for maps in (torch.randn(2, 3, 17, 19, dtype=torch.float64), torch.randint(-9, 9, (2, 3, 9, 9)).bfloat16()):
         ours, torchs = pool_with_switches(maps, *geometry), F.max_pool2d(maps, *geometry, return_indices=True)
         assert all(map(torch.equal, ours, torchs))
+
+
+@pytest.mark.parametrize("shape", [((2,),), (2, (2,)), ([2, 2],), (np.int64(2),), (2, None, 0, 1, True)])
+def test_windows_are_told_as_torch_takes_them(shape):
+    maps = torch.randn(1, 2, 9, 9)
+    expected = F.max_pool2d(maps, 2, 2, ceil_mode=len(shape) == 5, return_indices=True)
+    assert all(map(torch.equal, pool_with_switches(maps, *shape), expected))
+
+
+def test_what_has_no_rule_is_torchs():
+    flat = 1 + 1e-7 * torch.rand(2, 8, 8)
+    for maps in (flat, flat[None].half()):
+        assert torch.equal(pool_with_switches(maps, 2)[1], F.max_pool2d(maps, 2, return_indices=True)[1])
+    wide = torch.zeros(1, 1, 3, 2**23 + 5)
+    wide[0, 0, 2] = torch.rand(2**23 + 5) + 1
+    assert torch.equal(pool_with_switches(wide, 3, 3)[1], F.max_pool2d(wide, 3, 3, return_indices=True)[1])
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])

@@ -46,9 +46,9 @@ def project(
     it by the forward pass, "guided" does both. The last two always take the gradient route.
     The network is evaluated in eval mode and left as it was. Biases play no part; pixels are
     not rectified. Maxima that are equal up to rounding, as in a flat region, count as equal,
-    and of equals the first in reading order has the switch (`switches.pool_with_switches`): the
-    picture hangs on network, image and unit alone, not on batch, memory format, threads or
-    processor. Only adaptive max pooling leaves ties to torch.
+    and of equals the first in reading order has the switch (`switches.pool_with_switches`,
+    which says where not): else batch, memory format, threads and processor would decide.
+    Adaptive max pooling leaves ties to torch.
     Raises ValueError for an unknown layer or option, a unit outside the layer, or a network
     that neither route can take (functional ReLU, another activation); NotAChain where the
     mirror alone cannot.

@@ -106,21 +106,29 @@ class _WayUp:
 
     def run(self, function, arguments, named):
         """Call a torch function, with our own backward pass where the deconvnet has one."""
-        title, layer = _title(function), None
-        if function is F.relu and isinstance(module_at_work(), nn.ReLU):
-            layer = partial(_relu, self.rule)
-        elif function in (F.local_response_norm, contrast_normalization) and self.lrn == "skip":
-            layer = partial(_skipped, function)
-        elif title in POOLS and "pool2d" in title:
-            if self.overlap == "max" or (title.startswith("max") and arguments[0].dim() == 4):
-                layer = partial(_pool, title, self.overlap)
-        elif title in POOLS and self.overlap == "max":
-            where = place(self.names)
-            raise ValueError(f"no overlap='max' for {title}() {where}; valid: 'sum'")
+        title = _title(function)
+        if title in POOLS and "input" in named:
+            arguments = (named["input"], *arguments)
+            named = {key: named[key] for key in named if key != "input"}
+        layer = self.own(function, title, arguments)
         if layer is None:
             return function(*arguments, **named)
         maps, *rest = arguments
         return _OwnBackward.apply(maps, lambda below: layer(below, *rest, **named))
+
+    def own(self, function, title, arguments):
+        """The layer that stands in for a function, or None."""
+        if function is F.relu and isinstance(module_at_work(), nn.ReLU):
+            return partial(_relu, self.rule)
+        if function in (F.local_response_norm, contrast_normalization) and self.lrn == "skip":
+            return partial(_skipped, function)
+        if title in POOLS and "pool2d" in title and arguments[0].dim() == 4:
+            if self.overlap == "max" or title.startswith("max"):
+                return partial(_pool, title, self.overlap)
+        elif title in POOLS and self.overlap == "max":
+            where = f"{title}() {place(self.names)}"
+            raise ValueError(f"no overlap='max' for {where} of these maps; valid: 'sum'")
+        return None
 
     def check(self, called, title, arguments, named, result):
         """Mark what a call gave by what it took; refuse what alters maps in place or unseen."""
@@ -268,12 +276,13 @@ def _skipped(function, maps, *arguments, **named):
 
 
 def _pool(title, overlap, maps, *arguments, **named):
-    if title.startswith("adaptive"):
-        named |= {"return_indices": True}
-        pooled, switches = F.adaptive_max_pool2d(maps, *arguments, **named)
-    else:
+    adaptive = title.startswith("adaptive")
+    pool, named = F.adaptive_max_pool2d if adaptive else F.max_pool2d, dict(named)
+    pooled, places = pool(maps, *arguments, **named | {"return_indices": True})
+    switches = places
+    if not adaptive:  # a network that asks for the places gets torch's
         asked = {key.removesuffix("_size"): value for key, value in named.items()}
         asked.pop("return_indices", None)
-        pooled, switches = pool_with_switches(maps, *arguments[:5], **asked)
-    above = (pooled, switches) if title.endswith("indices") else pooled
+        switches = pool_with_switches(maps, *arguments[:5], **asked)[1]
+    above = (pooled, places) if title.endswith("indices") else pooled
     return above, lambda signal: unpool(signal, switches, maps.shape[2:], overlap)

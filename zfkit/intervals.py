@@ -29,9 +29,9 @@ def interval(
     values: array whose first axis (images, units, networks or folds) is what varies; the
     columns of a row stay together. statistic(rows) -> one number. 3 to 19 rows: Student's t
     around the statistic with the jackknife's standard error, which for a mean is the classical
-    interval; for a share, the mean of rows that are 0 or 1, Wilson's (1927). From 20 rows on:
-    the BCa bootstrap (Efron 1987) of 2000 draws, at the wider level that Student's t asks of n
-    rows (Hesterberg 2015); the same seed gives the same interval.
+    interval. From 20 rows on: the BCa bootstrap (Efron 1987) of 2000 draws, at the wider level
+    that Student's t asks of n rows (Hesterberg 2015); the same seed gives the same interval.
+    Rows that say yes or no (1 or 0), with `share` for the statistic: Wilson's (1927).
     ValueError for no rows, or where values or statistic are not finite.
 
     >>> interval([0.2, 0.3, 0.4])
@@ -42,14 +42,25 @@ def interval(
     if rows.ndim == 0 or not len(rows) or not np.isfinite(rows).all():
         raise ValueError(f"an interval needs finite rows, got an array of shape {rows.shape}")
     value, count = float(statistic(rows)), len(rows)
-    if count < FEWEST:
+    if count < FEWEST and math.isfinite(value):
         return value, None
-    share = statistic is np.mean and rows.ndim == 1 and np.isin(rows, (0, 1)).all()
-    few = _by_wilson if share else _by_t
-    low, high = (few if count < MANY else _by_bootstrap)(rows, statistic, value, seed)
+    way = _by_wilson if statistic is share else _by_t if count < MANY else _by_bootstrap
+    low, high = way(rows, statistic, value, seed) if math.isfinite(value) else (value, value)
     if not math.isfinite(low + high):
         raise ValueError("no interval: the statistic is not finite on some of the rows")
     return value, Interval((min(low, value), max(high, value)), count)
+
+
+def share(rows) -> float:
+    """The share of rows that are 1, all others being 0; ValueError for any other row.
+
+    >>> interval([1, 1, 1, 0], share)
+    (0.75, (0.3006, 0.9544))
+    """
+    rows = np.asarray(rows, float)
+    if rows.ndim != 1 or not np.isin(rows, (0, 1)).all():
+        raise ValueError("a share needs rows that are 0 or 1, one number each")
+    return float(rows.mean())
 
 
 def factor(count: int) -> float:

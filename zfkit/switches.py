@@ -1,5 +1,6 @@
 """Max pooling that remembers where each maximum was, and unpooling that puts it back."""
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -20,7 +21,9 @@ def pool_with_switches(
     A switch is the flat position of the maximum in the (H, W) plane of `maps`. Of maxima that
     are equal up to rounding (`TIES`: within 1e-5 of the larger in float32, 1e-10 in float64)
     the first in reading order counts, so that the switches of a flat region do not hang on the
-    order in which a processor adds. Arguments as torch's MaxPool2d. Source: ZF 2013, sec. 2.1.
+    order in which a processor adds. Not covered: values that cancel to zero, whose rounding is
+    no small share of them; half precision and unbatched maps, where ties are torch's.
+    Arguments as torch's MaxPool2d. Source: ZF 2013, sec. 2.1.
 
     >>> import torch
     >>> maps = torch.tensor([[[[1.0, 2.0, 0.0, 3.0], [5.0, 0.0, 1.0, 3.000001]]]])
@@ -31,10 +34,16 @@ def pool_with_switches(
     shape = kernel, stride or kernel, padding, dilation
     pooled, switches = F.max_pool2d(maps, *shape, ceil_mode, return_indices=True)
     if maps.dtype in TIES and maps.dim() == 4:
-        pairs = [(value, value) if isinstance(value, int) else value for value in shape]
-        axes = zip(*pairs, maps.shape[2:], pooled.shape[2:])
-        switches = _of_equals_the_first(maps.detach(), pooled.detach(), switches, list(axes))
+        axes = list(zip(*map(_pair, shape), maps.shape[2:], pooled.shape[2:]))
+        if (axes[0][0] - 1) * axes[0][3] * maps.shape[3] < 2**24:  # whole numbers in float32
+            switches = _of_equals_the_first(maps.detach(), pooled.detach(), switches, axes)
     return pooled, switches
+
+
+def _pair(value) -> tuple[int, int]:
+    """A number for rows and columns, as torch takes it: one for both, or two."""
+    both = [int(number) for number in value] if isinstance(value, Sequence) else [int(value)]
+    return both[0], both[-1]
 
 
 def _of_equals_the_first(maps: Tensor, pooled: Tensor, switches: Tensor, axes) -> Tensor:
