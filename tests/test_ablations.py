@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import zfkit.__main__ as door
 from zfkit import ablations, files, training
 from zfkit.ablations import CORE, ROWS, SEEDS, WORLDS, config, configs, costs, kept, layers_of, network
+from zfkit.loaders import normalize
 from zfkit.networks import build
 from zfkit.recipes import start_network
 from zfkit.series import missing, recorded_runs
@@ -102,10 +103,14 @@ def plain_probabilities(net, image):
 
 def test_what_is_kept_of_a_training_is_what_a_loop_gives(monkeypatch):
     monkeypatch.setitem(ablations.SEEN, "train", 5)
-    net = start_network(TINY).eval()
+    net = start_network(replace(TINY, init_std="he", fc_init_std="he")).eval()
+    with torch.no_grad():  # or one class would be the likeliest of every image, mirrored or not
+        net[-1].weight.mul_(30)
+        net[-1].bias.sub_(net(normalize(DATA["test"][0], **HISTORY)).mean(0))
     run = replace(config("new", "cifar10", 0), network=TINY.network)
     more, tensors = kept(run, net, HISTORY, DATA)
     images, labels = DATA["test"][:2]
+    assert (tensors["plain"].int() - tensors["mirrored"].int()).abs().max() > 5
     for k, image in enumerate(images):
         once, mirrored = plain_probabilities(net, image), plain_probabilities(net, image[:, ::-1])
         assert tensors["predicted"][k] == once.argmax() and tensors["labels"][k] == labels[k]
