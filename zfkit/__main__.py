@@ -140,12 +140,9 @@ def main(words: list[str] | None = None) -> int:
         return 130
 
 
-def train_command(words: list[str]) -> int:
-    """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on; exit status 0.
-
-    `train --chapter 09` trains and records what data/runs/09 lacks.
-    """
-    from zfkit import ablations, recipes, training, weights  # torch: for this command alone
+def train_arguments() -> argparse.ArgumentParser:
+    """What `python -m zfkit train` takes."""
+    from zfkit import ablations, recipes  # torch is imported for this command alone
 
     parser = argparse.ArgumentParser(
         "python -m zfkit train", description="Train a network, or go on with it."
@@ -159,8 +156,19 @@ def train_command(words: list[str]) -> int:
     parser.add_argument(
         "--publish", action="store_true", help="write the result to data/weights"
     )
+    return parser
+
+
+def train_command(words: list[str]) -> int:
+    """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on; exit status 0.
+
+    `train --chapter 09` trains and records what data/runs/09 lacks.
+    """
+    from zfkit import ablations, recipes, training, weights
+
+    parser = train_arguments()
     options = parser.parse_args(words)
-    if bool(options.name) == bool(options.chapter) or options.chapter and options.set:
+    if bool(options.name) == bool(options.chapter) or (options.chapter and options.set):
         parser.error("give a name, or --chapter alone")
     if options.chapter:
         ablations.train_rows(device=options.device)
