@@ -57,13 +57,14 @@ MAY_IMPORT = {
     "cards": {"files", "loaders", "training"},
     "weights": {"cards", "datasets", "files", "networks", "recipes", "training"},
     "series": {"cards", "files", "networks", "recipes", "training", "weights"},
+    "ablations": {"datasets", "forward", "loaders", "networks", "recipes", "series", "training"},
     # tell: the book knows notebooks and their verdicts, never the science in them
     "verdicts": {"claims", "files", "intervals"},
     "plots": set(),
     "explorers": set(),
     "book": {"files", "verdicts"},
     # door
-    "__main__": {"book", "datasets", "files", "recipes", "training", "weights"},
+    "__main__": {"ablations", "book", "datasets", "files", "recipes", "training", "weights"},
     "__init__": set(),
 }
 FORBIDDEN = (

@@ -209,6 +209,20 @@ def test_a_chapter_or_keep_that_is_none_is_refused(runs):
         record_run("06", seeded(2), start_network(TINY), {}, keep=("convolution",))
 
 
+def test_further_tensors_are_kept_as_they_are_and_may_stand_alone(runs):
+    net, history = start_network(seeded(2)), json.loads((runs / "runs.json").read_text())["tiny-s0"]["history"]
+    said = dict(predicted=torch.tensor([3, 1], dtype=torch.uint8), logits=torch.tensor([[0.1, 2.0]]))
+    record_run("06", seeded(2), net, history, keep=(), extra=said)
+    record_run("06", seeded(3), net, history, keep=("conv1",), extra=said)
+    alone, beside = (recorded_runs("06")[f"tiny-s{seed}"]["tensors"] for seed in (2, 3))
+    assert same(alone, said) and set(beside) == {"conv1.weight", "conv1.bias", *said}
+    with pytest.raises(ValueError, match="extra 'conv1.bias' has the name of a tensor of tiny-s4") as error:
+        record_run("06", seeded(4), net, history, keep=("conv1",), extra={"conv1.bias": torch.zeros(1)})
+    assert one_line(error)
+    with pytest.raises(ValueError, match="names no tensor"):
+        record_run("06", seeded(4), net, history, keep=())
+
+
 def test_the_committed_runs_are_whole():
     found = recorded_runs("06")
     assert len(found) == 37 and all(0 < run["history"]["test_accuracy"] < 1 for run in found.values())

@@ -143,21 +143,39 @@ def main(words: list[str] | None = None) -> int:
         return 130
 
 
-def train_command(words: list[str]) -> int:
-    """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on; exit status 0."""
-    from zfkit import recipes, training, weights  # torch is imported for this command alone
+def train_arguments() -> argparse.ArgumentParser:
+    """What `python -m zfkit train` takes."""
+    from zfkit import ablations, recipes  # torch is imported for this command alone
 
     parser = argparse.ArgumentParser(
         "python -m zfkit train", description="Train a network, or go on with it."
     )
     field = dict(action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("name", help=f"one of {', '.join(recipes.CONFIGS)}")
+    parser.add_argument("name", nargs="?", help=f"one of {', '.join(recipes.CONFIGS)}")
+    several = "instead of a name: all recorded trainings of this chapter that are missing"
+    parser.add_argument("--chapter", choices=[ablations.CHAPTER], help=several)
     parser.add_argument("--set", **field, help="Config field or network.KEY")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--publish", action="store_true", help="write the result to data/weights"
     )
+    return parser
+
+
+def train_command(words: list[str]) -> int:
+    """`python -m zfkit train NAME ...`: trains one of CONFIGS, or goes on; exit status 0.
+
+    `train --chapter 09` trains and records what data/runs/09 lacks.
+    """
+    from zfkit import ablations, recipes, training, weights
+
+    parser = train_arguments()
     options = parser.parse_args(words)
+    if bool(options.name) == bool(options.chapter) or (options.chapter and options.set):
+        parser.error("give a name, or --chapter alone")
+    if options.chapter:
+        ablations.train_rows(device=options.device)
+        return 0
     config = recipes.changed(options.name, options.set)
     run = training.fit(config, device=options.device)
     share, count = run.history["test_accuracy"], run.history["test_images"]

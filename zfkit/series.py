@@ -120,14 +120,19 @@ def _series_in(folder: Path, net: nn.Module | None) -> dict[int, nn.Module]:
     return nets
 
 
-def record_run(chapter: str, config, net, history: dict, keep=("conv", "bn")) -> Path:
+def record_run(
+    chapter: str, config, net, history: dict, keep=("conv", "bn"), extra=None
+) -> Path:
     """Add a training to data/runs/NN; gives the path of its list, runs.json.
 
     chapter: two digits.    history: as `train` gives it; the rows of its epochs are rounded to
     five digits.    keep: how the names of the tensors begin that are kept, float16 for two or
-    more dimensions, in a file for each run, written before the list names it.
+    more dimensions, in a file for each run, written before the list names it.    extra: further
+    tensors by name, kept as they are (what the net said of test images, for instance); with
+    them `keep` may be empty.
     A run that is, of this config, data and recipe, is left as it is. One process a chapter.
-    Raises ValueError for a chapter that is none, and if `keep` names no tensor of the net.
+    Raises ValueError for a chapter that is none, if `keep` names no tensor of the net, and for
+    an extra that has the name of one that is kept.
 
     >>> for config in missing("06", configs):  # stopped, it goes on where it was
     ...     net, history = train(config)
@@ -135,8 +140,11 @@ def record_run(chapter: str, config, net, history: dict, keep=("conv", "bn")) ->
     """
     folder, name, names = _folder(chapter), config.name, list(net.state_dict())
     state = {k: half(t).cpu() for k, t in net.state_dict().items() if k.startswith(tuple(keep))}
-    if not state:
+    if not state and (keep or not extra):
         raise ValueError(f"keep {keep!r} names no tensor of {name}; valid: {', '.join(names)}")
+    if twice := sorted(set(state) & set(extra or {})):
+        raise ValueError(f"extra {twice[0]!r} has the name of a tensor of {name} that is kept")
+    state |= extra or {}
     if not missing(chapter, [config]):
         return folder / RUNS
     parts = facts(history)
