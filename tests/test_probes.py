@@ -11,7 +11,7 @@ from torch import nn
 from zfkit import probes
 from zfkit.forward import feature_maps
 from zfkit.networks import zfnet
-from zfkit.probes import choose_c, features, fit_probe, fold, mean_class_accuracy, probe
+from zfkit.probes import choose_c, examples_for, examples_saved, features, fit_probe, fold, mean_class_accuracy, probe
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +187,19 @@ def test_what_probes_refuse(given, words):
         fit_probe(rows, **({"labels": labels} | given))
     with pytest.raises(ValueError):
         mean_class_accuracy([], [])
+
+
+def test_examples_at_an_accuracy_by_a_fine_grid():
+    counts, curve = [1, 2, 5, 20], [0.1, 0.3, 0.25, 0.7]
+    fine = np.exp(np.linspace(0, np.log(20), 200001))
+    heights = np.interp(np.log(fine), np.log(counts), curve)
+    for wanted in (0.15, 0.3, 0.31, 0.6):
+        assert examples_for(wanted, counts, curve) == pytest.approx(fine[np.argmax(heights >= wanted - 1e-9)], rel=1e-3)
+    assert examples_for(0.05, counts, curve) == 1.0 and examples_for(0.8, counts, curve) == np.inf
+
+
+def test_examples_saved_is_one_for_equals_and_turns_over():
+    counts, low, high = [1, 10, 100], [0.2, 0.4, 0.6], [0.3, 0.5, 0.7]
+    assert examples_saved(counts, low, low) == 1.0
+    assert examples_saved(counts, high, low) == pytest.approx(100 / 10**1.5)
+    assert examples_saved(counts, low, high) == pytest.approx(10**1.5 / 100)

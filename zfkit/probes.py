@@ -248,3 +248,33 @@ def fold(labels, per_class: int, most=50, seed=0) -> tuple[np.ndarray, np.ndarra
         train.append(order[:per_class])
         test.append(order[per_class : per_class + most])
     return np.concatenate(train), np.concatenate(test)
+
+
+def examples_for(wanted: float, counts, accuracies) -> float:
+    """How many examples a class reach the accuracy `wanted`, by a curve of mean accuracies.
+
+    Between two counts along a straight line over the logarithm of the count, at the first
+    crossing; the first count where the curve begins above; infinity where it never comes there.
+
+    >>> examples_for(0.5, [1, 10, 100], [0.2, 0.4, 0.6])  # half-way from 10 to 100, in ratio
+    31.622776601683793
+    """
+    counts, accuracies = np.asarray(counts, float), np.asarray(accuracies, float)
+    for k in np.flatnonzero(accuracies >= wanted)[:1]:
+        if k == 0:
+            return float(counts[0])
+        share = (wanted - accuracies[k - 1]) / (accuracies[k] - accuracies[k - 1])
+        return float(counts[k - 1] * (counts[k] / counts[k - 1]) ** share)
+    return float("inf")
+
+
+def examples_saved(counts, ours, other) -> float:
+    """How many times more examples `other` needs than `ours`, at the highest accuracy of both.
+
+    counts: ascending, of both curves. Below 1, the other needs fewer.
+
+    >>> examples_saved([1, 10, 100], [0.4, 0.6, 0.8], [0.2, 0.4, 0.6])  # 0.6: at 100 and at 10
+    10.0
+    """
+    wanted = min(np.max(ours), np.max(other))
+    return examples_for(wanted, counts, other) / examples_for(wanted, counts, ours)
