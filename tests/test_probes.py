@@ -4,14 +4,24 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from sklearn.svm import LinearSVC
 from torch import nn
 
 from zfkit import probes
 from zfkit.forward import feature_maps
 from zfkit.networks import zfnet
-from zfkit.probes import choose_c, examples_for, examples_saved, features, fit_probe, fold, mean_class_accuracy, probe
+from zfkit.probes import (
+    choose_c,
+    examples_for,
+    examples_saved,
+    features,
+    fit_probe,
+    fold,
+    mean_class_accuracy,
+    presence_scores,
+    probe,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +203,7 @@ def test_examples_at_an_accuracy_by_a_fine_grid():
     counts, curve = [1, 2, 5, 20], [0.1, 0.3, 0.25, 0.7]
     fine = np.exp(np.linspace(0, np.log(20), 200001))
     heights = np.interp(np.log(fine), np.log(counts), curve)
-    for wanted in (0.15, 0.3, 0.31, 0.6):
+    for wanted in (0.15, 0.29, 0.31, 0.6):
         assert examples_for(wanted, counts, curve) == pytest.approx(fine[np.argmax(heights >= wanted - 1e-9)], rel=1e-3)
     assert examples_for(0.05, counts, curve) == 1.0 and examples_for(0.8, counts, curve) == np.inf
 
@@ -203,3 +213,27 @@ def test_examples_saved_is_one_for_equals_and_turns_over():
     assert examples_saved(counts, low, low) == 1.0
     assert examples_saved(counts, high, low) == pytest.approx(100 / 10**1.5)
     assert examples_saved(counts, low, high) == pytest.approx(10**1.5 / 100)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_classes_of_pictures_that_hold_several(loss):
+    draw = np.random.default_rng(0)
+    present = draw.random((60, 3)) < 0.5
+    present[~present.any(1), 0] = True
+    rows = (present + 0.1 * draw.normal(size=present.shape)).astype(np.float32)
+    got = presence_scores(rows, present, rows, loss, C=1.0)
+    centred = rows - rows.mean(0)
+    if loss == "sigmoid":
+        centred /= np.sqrt((centred**2).mean())
+        wanted = [LogisticRegression(tol=1e-8).fit(centred, one).decision_function(centred) for one in present.T]
+    else:
+        many = np.concatenate([rows[has] for has in present.T])
+        labels = np.repeat([0, 1, 2], present.sum(0))
+        centre = many.mean(0)
+        scale = np.sqrt(((many - centre) ** 2).mean())
+        model = LogisticRegression(tol=1e-8).fit((many - centre) / scale, labels)
+        wanted = model.decision_function((rows - centre) / scale).T
+    np.testing.assert_allclose(got, np.array(wanted).T, atol=0.02)
+    assert min(average_precision_score(present[:, k], got[:, k]) for k in range(3)) > 0.9
+    with pytest.raises(ValueError, match="valid: softmax, sigmoid"):
+        presence_scores(rows, present, rows, "hinge")

@@ -250,6 +250,21 @@ def fold(labels, per_class: int, most=50, seed=0) -> tuple[np.ndarray, np.ndarra
     return np.concatenate(train), np.concatenate(test)
 
 
+def presence_scores(train, present, test, loss="softmax", C=0.01) -> np.ndarray:
+    """How surely each class is seen in pictures that may hold several: (N, classes).
+
+    present: bool (n, classes).    loss: "softmax" (a picture counts once for each of its
+    classes, as ZF 2013, sec. 5.2) or "sigmoid" (a classifier for each class).
+    """
+    rows, present = _rows(train), np.asarray(present, bool)
+    if loss not in ("softmax", "sigmoid"):
+        raise ValueError(f"loss {loss!r}; valid: softmax, sigmoid")
+    if loss == "softmax":
+        picture, label = np.nonzero(present)
+        return fit_probe(rows[picture], label, C=C).scores(test)
+    return np.stack([fit_probe(rows, one, C=C).scores(test)[:, 1] for one in present.T], 1)
+
+
 def examples_for(wanted: float, counts, accuracies) -> float:
     """How many examples a class reach the accuracy `wanted`, by a curve of mean accuracies.
 
