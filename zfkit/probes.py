@@ -180,7 +180,7 @@ def _model(classifier: str, C: float):
         raise ValueError(f"C is {C!r}; valid: numbers above 0")
     if classifier == "svm":
         return LinearSVC(C=C, tol=1e-3, max_iter=5000, random_state=0)
-    return LogisticRegression(C=C, tol=1e-4, max_iter=500)
+    return LogisticRegression(C=C, tol=3e-4, max_iter=300)
 
 
 def probe(train, labels, test, classifier="softmax", C=0.01) -> np.ndarray:
