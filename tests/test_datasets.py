@@ -14,7 +14,16 @@ from PIL import Image
 
 import zfkit
 from zfkit import datasets, files, layouts
-from zfkit.datasets import labels_for, load_boxes, load_image, load_images, load_masks, load_scenes, unseen
+from zfkit.datasets import (
+    labels_for,
+    load_boxes,
+    load_image,
+    load_images,
+    load_masks,
+    load_presence,
+    load_scenes,
+    unseen,
+)
 
 REAL = os.environ.get("ZFKIT_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="ZFKIT_DATA is not set: the real archives are not tested")
@@ -115,6 +124,26 @@ def test_voc_labels_and_boxes_are_those_of_the_largest_object(root):
     whole = Image.open(base / "JPEGImages/2007_12.jpg").resize((20, 10), Image.Resampling.BILINEAR)
     assert np.array_equal(found.images[0], np.asarray(whole)[:, 5:15])
     assert sum(len(load_images("voc2012", split, size=10).images) for split in ("train", "validation")) == 12
+
+
+def test_voc_says_all_that_is_seen_but_what_is_difficult(root):
+    base = voc(root)
+    hard = "<object><name>sheep</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>1</ymin>"
+    hard += "<xmax>3</xmax><ymax>3</ymax></bndbox></object></annotation>"
+    path = base / "Annotations/2007_12.xml"
+    path.write_text(path.read_text().replace("</annotation>", hard))
+    found, classes = load_presence("voc2012", "test"), load_images("voc2012", "test", size=10).classes
+    assert found.shape == (1, 20) and [classes[k] for k in np.flatnonzero(found[0])] == ["cat", "dog"]
+    assert load_presence("voc2012", "all", limit=5).shape == (5, 20)
+    with pytest.raises(ValueError, match="'menagerie' has one class a picture; valid is voc2012"):
+        load_presence("menagerie")
+
+
+def test_caltech256_lies_in_numbered_folders(root):
+    class_folders(root / "256_ObjectCategories", ("001.ak47", "002.american-flag", "257.clutter"), count=5)
+    found = load_images("caltech256", "all", size=24)
+    assert found.classes == ("001.ak47", "002.american-flag", "257.clutter")
+    assert np.bincount(found.labels).tolist() == [5, 5, 5] and found.images.shape == (15, 24, 24, 3)
 
 
 def test_class_folders_divide_once_and_class_by_class(root):

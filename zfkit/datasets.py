@@ -113,6 +113,20 @@ def load_boxes(name: str, split="test", size=None, limit=None) -> np.ndarray:
     return np.hstack([np.clip(corner - cut, 0, side) for corner in corners]).astype(np.int64)
 
 
+def load_presence(name: str, split="test", limit=None) -> np.ndarray:
+    """Which classes are seen in the images that `load_images` gives: bool (N, classes).
+
+    Only voc2012 names several; objects that its authors call difficult do not count. ValueError
+    as `load_images`, and for sets with one class a picture.
+    """
+    _check(name, split, None, limit)
+    if name != "voc2012":
+        raise ValueError(f"data set {name!r} has one class a picture; valid is voc2012")
+    *_, classes, entries = _listed(name, split)
+    seen = [np.isin(range(len(classes)), entry.present) for entry in entries[:limit]]
+    return np.array(seen)
+
+
 def file_names(name: str, split="test", limit=None) -> list[str]:
     """The files, below the set's top folder, of the images that `load_images` gives.
 
@@ -275,6 +289,7 @@ DATASETS = {
     "caltech101": (("101_ObjectCategories", "caltech101/101_ObjectCategories",
                     "101_ObjectCategories.tar.gz", "caltech101-small.tar.xz"),
                    class_folders, 128),
+    "caltech256": (("256_ObjectCategories",), class_folders, 128),
     "imagenet-samples": (("imagenet-samples", "imagenet-samples.tar"), imagenet, 256),
     "imagenet-val-samples": (("imagenet-val-samples", "imagenet-val-samples.tar"),
                              imagenet, 227),

@@ -41,6 +41,7 @@ class Entry(NamedTuple):
     label: int
     box: tuple | None = None  # of the object: x0, y0, x1, y1, half-open
     extent: tuple | None = None  # width, height of a picture that has a box
+    present: tuple = ()  # labels of all that is seen, where that is told
 
 
 def found(name: str, places) -> Path:
@@ -226,7 +227,11 @@ def voc2012(tree):
         k = np.argmax([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes])
         x0, y0, x1, y1 = boxes[k]  # counted from 1, both ends within the box
         label, box = VOC.index(objects[k][0]), (x0 - 1, y0 - 1, x1, y1)
-        return Entry(f"VOC2012/JPEGImages/{number}.jpg", label, box, extent)
+        seen = (
+            o.findtext("name") for o in root.iter("object") if o.findtext("difficult") != "1"
+        )
+        present = tuple(sorted({VOC.index(what) for what in seen}))
+        return Entry(f"VOC2012/JPEGImages/{number}.jpg", label, box, extent, present)
 
     lists = [f"VOC2012/ImageSets/Main/{part}.txt" for part in ("train", "val")]
     train, test = (list(map(entry, read(tree, file).decode().split())) for file in lists)

@@ -19,6 +19,7 @@ ROOT_DATA = Path(os.environ.get("ZFKIT_DATA", ""))
 # the claims that a chapter must decide
 HELD = {"02": range(1, 5), "03": range(5, 11), "04": range(11, 14), "05": range(14, 18)}
 HELD |= {"06": range(18, 22), "07": range(22, 26), "08": range(26, 28), "09": range(28, 32)}
+HELD |= {"10": range(32, 35), "11": range(35, 37)}
 VERDICTS = ("holds", "contradicted", "undecided", "not testable here")
 ONE_NETWORK = {"04"}  # chapters that need what only one network has: another data set instead
 REAL = [  # chapter, network, data set: real networks on real photographs
@@ -39,6 +40,7 @@ REAL_NIGHTLY = [
     ("04", "zfnet-photos", "tiny-imagenet-100"),
     ("08", "zfnet-photos", "caltech101"),
     ("09", "squeezenet-imagenet", "cifar10"),  # decided from the recorded trainings, without its images
+    ("10", "zfnet-photos", "caltech101"),
     ("03", "zfnet-photos-small", "tiny-imagenet-100"),  # trained on the spot, then kept
 ]
 REAL += [pytest.param(*row, marks=pytest.mark.nightly) for row in REAL_NIGHTLY]
@@ -188,6 +190,7 @@ WRONG = [
     ("08", "COVER=0.9", "valid are shares"),
     ("09", "DATASET=menagerie", "valid are menagerie-hard, cifar10"),
     ("09", "LIVE=smaller", "valid are replica, replica-without-34"),
+    ("10", "LAYER=conv9", "valid: conv1, pool1"),
 ]
 
 
