@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "places": set(),
     "occlusion": {"chain", "forward", "geometry", "places", "windows"},
     "controls": {"forward", "geometry"},
+    "probes": {"files", "forward", "geometry"},
     # sets
     "menagerie": {"files"},
     "layouts": {"files"},
