@@ -37,6 +37,7 @@ REAL_NIGHTLY = [
     ("06", "squeezenet-imagenet", "tiny-imagenet-100"),
     ("07", "squeezenet-imagenet", "imagenet-samples"),
     ("08", "alexnet-imagenet", "caltech101"),
+    ("11", "alexnet-imagenet", "caltech101"),
     ("04", "zfnet-photos", "tiny-imagenet-100"),
     ("08", "zfnet-photos", "caltech101"),
     ("09", "squeezenet-imagenet", "cifar10"),  # decided from the recorded trainings, without its images
@@ -191,6 +192,7 @@ WRONG = [
     ("09", "DATASET=menagerie", "valid are menagerie-hard, cifar10"),
     ("09", "LIVE=smaller", "valid are replica, replica-without-34"),
     ("10", "LAYER=conv9", "valid: conv1, pool1"),
+    ("11", "SIDE=3", "valid are 1, 2, 4"),
 ]
 
 
