@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -137,6 +138,7 @@ class Probe(NamedTuple):
         return self.model.classes_[self.scores(rows).argmax(1)]
 
 
+@threadpool_limits.wrap(limits=1)  # small matrices: threads would wait for each other
 def fit_probe(train, labels, classifier="softmax", C=0.01) -> Probe:
     """A linear classifier fitted to features (N, D) and their labels (N,), weights decayed.
 
